@@ -1,0 +1,1 @@
+"""What is true: the tables, the statements that read and write them, and the pure rules."""

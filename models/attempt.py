@@ -1,0 +1,184 @@
+"""Attempts: executions of jobs on LLMs, and the statements that claim, finish, release and rescue them.
+
+Each statement is one transaction. An attempt's id is the fencing token of its job: a result is
+accepted only while ``jobs.attempt_id`` still names the attempt that brings it.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, SmallInteger, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Json, PrimaryId, Usd
+
+
+class Attempt(Base):
+    """One execution of a job on one LLM, recorded before the provider is called.
+
+    ``outcome`` is null while it runs. ``duration_ms`` is null until its worker reports: an attempt may be
+    ``lost`` and still report later what it used.
+    """
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("job_id", "number"),)
+
+    id: Mapped[PrimaryId]
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(SmallInteger)
+    llm: Mapped[str]
+    provider: Mapped[str]
+    worker_id: Mapped[UUID]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    error: Mapped[Json | None]
+    duration_ms: Mapped[int | None]
+    time_to_first_token_ms: Mapped[int | None]
+    input_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    cost_usd: Mapped[Usd] = mapped_column(server_default="0")
+
+
+CLAIM = text("""
+    WITH offered AS (
+        SELECT j.id, r.attempt_id
+        FROM json_to_recordset(CAST(:rows AS json)) AS r(job_id uuid, attempt_id uuid)
+        JOIN jobs j ON j.id = r.job_id
+        WHERE j.status = 'queued' AND j.next_attempt_at <= now() AND j.expires_at > now()
+          AND EXISTS (SELECT FROM processes p WHERE p.id = :worker_id AND p.lease_expires_at > now())
+        ORDER BY j.id
+        FOR UPDATE OF j
+    ), claimed AS (
+        UPDATE jobs j
+        SET status = 'in_progress', attempt_id = offered.attempt_id, worker_id = :worker_id,
+            attempt_count = attempt_count + 1, started_at = coalesce(started_at, now())
+        FROM offered WHERE j.id = offered.id
+        RETURNING j.id AS job_id, j.tenant_id, j.attempt_id, j.attempt_count, j.route, j.route_index,
+                  j.llm_failures, j.request, extract(epoch FROM j.expires_at - now())::float AS expires_in_s
+    ), opened AS (
+        INSERT INTO attempts (id, job_id, number, llm, provider, worker_id, started_at)
+        SELECT attempt_id, job_id, attempt_count, route[route_index + 1],
+               coalesce(CAST(:providers AS json) ->> route[route_index + 1], 'unknown'), :worker_id, now()
+        FROM claimed
+    )
+    SELECT * FROM claimed
+""")
+"""Take jobs under the lease of a live worker and record their attempts.
+
+``rows``: a JSON array of ``job_id`` and the ``attempt_id`` to give it; ``providers``: a JSON object from LLM to
+provider. Rows are locked in the order of their ids, so that claims cannot deadlock. A job that is not queued,
+not due or expired is left out: a message that comes twice claims nothing.
+"""
+
+FINISH = text("""
+    WITH done AS (
+        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
+            attempt_id uuid, job_id uuid, tenant_id uuid, llm text, outcome text, error jsonb,
+            duration_ms int, time_to_first_token_ms int, input_tokens int, output_tokens int,
+            input_price numeric, output_price numeric, cost_usd numeric,
+            status text, result jsonb, retry_in_s double precision, route_index smallint,
+            llm_failures smallint, tier text, queue text)
+    ), closed AS (
+        UPDATE attempts a
+        SET outcome = coalesce(a.outcome, d.outcome), error = coalesce(a.error, d.error), finished_at = now(),
+            duration_ms = d.duration_ms, time_to_first_token_ms = d.time_to_first_token_ms,
+            input_tokens = d.input_tokens, output_tokens = d.output_tokens, cost_usd = d.cost_usd
+        FROM done d WHERE a.id = d.attempt_id AND a.duration_ms IS NULL
+        RETURNING a.id
+    ), booked AS (
+        INSERT INTO ledger_entries (attempt_id, job_id, tenant_id, llm, input_tokens, output_tokens,
+                                    input_price, output_price, cost_usd)
+        SELECT d.attempt_id, d.job_id, d.tenant_id, d.llm, d.input_tokens, d.output_tokens,
+               d.input_price, d.output_price, d.cost_usd
+        FROM done d JOIN closed ON closed.id = d.attempt_id
+        WHERE d.input_tokens + d.output_tokens > 0
+        ON CONFLICT (attempt_id) DO NOTHING
+    ), verdict AS (
+        SELECT d.*, j.status = 'in_progress' AND j.attempt_id = d.attempt_id AS held,
+               CASE WHEN d.status = 'queued' AND j.cancel_requested_at IS NOT NULL THEN 'cancelled'
+                    ELSE d.status END AS target
+        FROM done d JOIN closed ON closed.id = d.attempt_id JOIN jobs j ON j.id = d.job_id
+        ORDER BY j.id
+        FOR UPDATE OF j
+    )
+    UPDATE jobs j
+    SET input_tokens = j.input_tokens + v.input_tokens, output_tokens = j.output_tokens + v.output_tokens,
+        cost_usd = j.cost_usd + v.cost_usd,
+        status = CASE WHEN held THEN v.target ELSE j.status END,
+        result = CASE WHEN held THEN v.result ELSE j.result END,
+        error = CASE WHEN held AND v.target NOT IN ('queued', 'cancelled') THEN v.error ELSE j.error END,
+        finished_at = CASE WHEN held AND v.target <> 'queued' THEN now() ELSE j.finished_at END,
+        dispatched_at = CASE WHEN held AND v.target = 'queued' THEN NULL ELSE j.dispatched_at END,
+        next_attempt_at = CASE WHEN held AND v.target = 'queued' THEN now() + make_interval(secs => v.retry_in_s)
+                               ELSE j.next_attempt_at END,
+        route_index = CASE WHEN held THEN v.route_index ELSE j.route_index END,
+        llm_failures = CASE WHEN held THEN v.llm_failures ELSE j.llm_failures END,
+        tier = CASE WHEN held THEN v.tier ELSE j.tier END,
+        queue = CASE WHEN held THEN v.queue ELSE j.queue END,
+        worker_id = CASE WHEN held THEN NULL ELSE j.worker_id END,
+        attempt_id = CASE WHEN held THEN NULL ELSE j.attempt_id END
+    FROM verdict v WHERE j.id = v.job_id
+    RETURNING j.id, j.status, v.held
+""")
+"""Report attempts: close them, book what they used, and move their jobs to ``status``.
+
+The job moves only if the attempt still holds it (``held`` in what returns); a report that comes too late books
+its cost and changes nothing else. An attempt reports once: a statement that runs twice finds nothing to do.
+"""
+
+RESCUE = text("""
+    WITH lost AS (
+        SELECT j.id, j.attempt_id FROM jobs j
+        WHERE j.status = 'in_progress'
+          AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
+        ORDER BY j.id LIMIT :limit
+        FOR UPDATE OF j SKIP LOCKED
+    ), closed AS (
+        UPDATE attempts a SET outcome = 'lost', finished_at = now()
+        FROM lost WHERE a.id = lost.attempt_id AND a.outcome IS NULL
+    ), verdict AS (
+        SELECT j.id,
+               CASE WHEN j.cancel_requested_at IS NOT NULL THEN 'cancelled'
+                    WHEN j.expires_at <= now() THEN 'expired'
+                    WHEN j.rescues + 1 >= :max_deliveries THEN 'failed'
+                    ELSE 'queued' END AS target
+        FROM jobs j JOIN lost ON lost.id = j.id
+    )
+    UPDATE jobs j
+    SET status = v.target, rescues = j.rescues + 1, worker_id = NULL, attempt_id = NULL,
+        dispatched_at = CASE v.target WHEN 'queued' THEN NULL ELSE j.dispatched_at END,
+        next_attempt_at = CASE v.target WHEN 'queued'
+            THEN now() + make_interval(secs => CASE j.rescues WHEN 0 THEN 0 ELSE least(30, power(2, j.rescues)) END)
+            ELSE j.next_attempt_at END,
+        finished_at = CASE v.target WHEN 'queued' THEN NULL ELSE now() END,
+        error = CASE v.target WHEN 'failed' THEN CAST(:max_deliveries_error AS jsonb)
+                              WHEN 'expired' THEN CAST(:expired_error AS jsonb)
+                              ELSE j.error END
+    FROM verdict v WHERE j.id = v.id
+    RETURNING j.id, j.status
+""")
+"""Take back the jobs whose worker is gone: to the queue at once the first time, then after a growing
+pause, and to ``failed`` when ``max_deliveries`` workers vanished under them."""
+
+SELECT_HELD = text("""
+    SELECT id AS job_id, attempt_id, cancel_requested_at IS NOT NULL AS cancel_requested
+    FROM jobs WHERE status = 'in_progress' AND worker_id = :worker_id
+""")
+"""What Postgres believes a worker runs."""
+
+RELEASE = text("""
+    WITH given_back AS (
+        UPDATE jobs
+        SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
+            finished_at = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE now() END,
+            dispatched_at = NULL, next_attempt_at = now(), worker_id = NULL, attempt_id = NULL
+        FROM unnest(CAST(:attempt_ids AS uuid[])) AS mine(held_attempt)
+        WHERE status = 'in_progress' AND attempt_id = held_attempt
+        RETURNING held_attempt
+    )
+    UPDATE attempts a SET outcome = 'released', finished_at = now()
+    FROM given_back WHERE a.id = given_back.held_attempt AND a.outcome IS NULL
+    RETURNING a.id
+""")
+"""Give jobs back to the queue that a worker holds and will not run."""

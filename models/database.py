@@ -1,0 +1,118 @@
+"""How processes reach Postgres: engines, one-statement transactions, migrations.
+
+Connections are in autocommit: each statement is a transaction of its own, which costs one round
+trip. Work that must be atomic is one statement (see :mod:`models.attempt`), or opens a transaction
+with :func:`transaction`.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Executable, RowMapping
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
+
+_TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+"""Serialisation failure, deadlock, lock time-out: the statement may simply be run again."""
+
+
+def create_engine(url: str, *, name: str, pool_size: int = 5) -> AsyncEngine:
+    """An engine whose connections give up on a dead server within seconds; ``name`` shows in
+    ``pg_stat_activity``."""
+    return create_async_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        json_serializer=dump_json,
+        json_deserializer=orjson.loads,
+        connect_args={
+            "application_name": f"headrace-{name}",
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 2,
+            "tcp_user_timeout": 15_000,
+            "options": "-c statement_timeout=30s -c lock_timeout=10s"
+            " -c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+        },
+    )
+
+
+def dump_json(value: object) -> str:
+    """JSON text of a value; Decimals become strings, so that money keeps its digits."""
+    return orjson.dumps(value, default=str).decode()
+
+
+async def fetch_all(
+    engine: AsyncEngine, statement: Executable, params: Params | None = None
+) -> Sequence[RowMapping]:
+    """Run one statement as its own transaction and return its rows."""
+    async with engine.connect() as connection:
+        result = await connection.execute(statement, params)
+        return result.mappings().all() if result.returns_rows else ()
+
+
+async def fetch_one(
+    engine: AsyncEngine, statement: Executable, params: Params | None = None
+) -> RowMapping | None:
+    """Run one statement as its own transaction and return its first row, if any."""
+    rows = await fetch_all(engine, statement, params)
+    return rows[0] if rows else None
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction of several statements, committed when the block ends without an error."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            yield connection
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether an error says that Postgres cannot be reached or is stopping, not that the statement
+    is wrong."""
+    if isinstance(error, PoolTimeout | OSError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or (
+        isinstance(error.orig, psycopg.OperationalError) and not is_transient(error)
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement, run again, may succeed at once."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES
+
+
+def alembic_config(url: str) -> Config:
+    """Alembic's configuration, in code, so that an installed Headrace can migrate from anywhere."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("file_template", "%%(year)d%%(month).2d%%(day).2d_%%(slug)s")
+    config.attributes["url"] = url
+    return config
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to its newest version; concurrent callers wait for one another."""
+    command.upgrade(alembic_config(url), "head")
+
+
+def newest_revision() -> str | None:
+    """The revision that this code expects of the schema."""
+    return ScriptDirectory(str(MIGRATIONS)).get_current_head()

@@ -1,0 +1,175 @@
+"""Jobs: the caller's requests, persisted, and the statements that submit, read, cancel and expire them."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, SmallInteger, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Json, PrimaryId, Usd
+from models.lifecycle import JobStatus, sources_of
+
+PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+
+DUE = text("status = 'queued' AND dispatched_at IS NULL")
+"""Waits to be published."""
+
+WINDOW = text("status IN ('queued', 'in_progress') AND dispatched_at IS NOT NULL")
+"""Published and not finished: what fills its queue's window."""
+
+
+class Job(Base):
+    """One request, from submission to its single terminal state.
+
+    ``route`` lists the LLMs in the order they are tried and ``route_index`` points at the current
+    one; ``attempt_id`` is the fencing token: the attempt that holds the job while it is in progress.
+    ``rescues`` counts the attempts whose worker vanished.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            f"status IN ({', '.join(repr(status.value) for status in JobStatus)})", name="status_known"
+        ),
+        Index("ix_jobs_due", "queue", "tenant_id", "priority", "next_attempt_at", "id", postgresql_where=DUE),
+        Index("ix_jobs_window", "queue", "tenant_id", postgresql_where=WINDOW),
+        Index("ix_jobs_in_progress", "worker_id", postgresql_where=text("status = 'in_progress'")),
+        Index(
+            "ix_jobs_unfinished", "expires_at", postgresql_where=text("status IN ('queued', 'in_progress')")
+        ),
+        Index(
+            "uq_jobs_idempotency_key",
+            "tenant_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_jobs_tenant", "tenant_id", "id"),
+    )
+
+    id: Mapped[PrimaryId]
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id"))
+    api_key_id: Mapped[UUID | None]
+    kind: Mapped[str] = mapped_column(server_default="generation")
+    status: Mapped[str] = mapped_column(server_default=JobStatus.QUEUED.value)
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="1")
+
+    model: Mapped[str]
+    route: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    route_index: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    tier: Mapped[str]
+    queue: Mapped[str]
+    request: Mapped[Json]
+    max_cost_usd: Mapped[Usd | None]
+    end_user: Mapped[str | None]
+    team: Mapped[str | None]
+    labels: Mapped[Json] = mapped_column(server_default="{}")
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[bytes | None]
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    next_attempt_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    dispatched_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+
+    attempt_id: Mapped[UUID | None]
+    worker_id: Mapped[UUID | None]
+    attempt_count: Mapped[int] = mapped_column(server_default="0")
+    llm_failures: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    rescues: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+
+    result: Mapped[Json | None]
+    error: Mapped[Json | None]
+    input_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    cost_usd: Mapped[Usd] = mapped_column(server_default="0")
+
+
+INSERT_JOBS = text("""
+    INSERT INTO jobs (id, tenant_id, api_key_id, kind, priority, model, route, tier, queue, request,
+                      max_cost_usd, end_user, team, labels, idempotency_key, request_hash, expires_at)
+    SELECT id, tenant_id, api_key_id, kind, priority, model,
+           ARRAY(SELECT json_array_elements_text(route)), tier, queue, request,
+           max_cost_usd, end_user, team, labels, idempotency_key, decode(request_hash, 'hex'),
+           now() + make_interval(secs => expires_in)
+    FROM json_to_recordset(CAST(:rows AS json)) AS r(
+        id uuid, tenant_id uuid, api_key_id uuid, kind text, priority smallint, model text, route json,
+        tier text, queue text, request jsonb, max_cost_usd numeric, end_user text, team text, labels jsonb,
+        idempotency_key text, request_hash text, expires_in double precision)
+    ON CONFLICT DO NOTHING
+    RETURNING id, created_at, expires_at
+""")
+"""Record jobs, given as a JSON array of the columns named after ``AS r``; returns those recorded.
+
+A row that is missing from what returns met its own id (the statement ran twice) or its tenant's
+idempotency key.
+"""
+
+
+_JOB_VIEW = """
+    SELECT id, tenant_id, kind, status, priority, model, tier, queue, route, route_index,
+           created_at, started_at, finished_at, expires_at, next_attempt_at, cancel_requested_at,
+           result, error, input_tokens, output_tokens, cost_usd, end_user, team, labels,
+           (SELECT json_agg(json_build_object(
+                       'number', number, 'model', llm, 'provider', provider, 'outcome', outcome,
+                       'error', a.error, 'started_at', a.started_at, 'duration_ms', duration_ms,
+                       'time_to_first_token_ms', time_to_first_token_ms, 'input_tokens', a.input_tokens,
+                       'output_tokens', a.output_tokens, 'cost_usd', a.cost_usd::text)
+                   ORDER BY number)
+            FROM attempts a WHERE a.job_id = j.id) AS attempts
+    FROM jobs j
+"""
+
+SELECT_JOB = text(f"{_JOB_VIEW} WHERE id = :id AND tenant_id = :tenant_id")
+"""A tenant's job, with its attempts as a JSON array (null when there is none)."""
+
+SELECT_JOB_BY_KEY = text(
+    f"SELECT v.*, encode(k.request_hash, 'hex') AS request_hash FROM ({_JOB_VIEW}) v JOIN jobs k ON k.id = v.id"
+    " WHERE k.tenant_id = :tenant_id AND k.idempotency_key = :idempotency_key"
+)
+"""The job that a tenant's idempotency key made."""
+
+LIST_JOBS = text(f"""{_JOB_VIEW}
+    WHERE tenant_id = :tenant_id
+      AND (CAST(:status AS text) IS NULL OR status = :status)
+      AND (CAST(:after AS uuid) IS NULL OR id < :after)
+    ORDER BY id DESC
+    LIMIT :limit
+""")
+"""A page of a tenant's jobs, newest first; ``after`` is the last id of the page before."""
+
+_CANCELLABLE = ", ".join(f"'{status}'" for status in sources_of(JobStatus.CANCELLED))
+
+CANCEL_JOB = text(f"""
+    UPDATE jobs
+    SET cancel_requested_at = coalesce(cancel_requested_at, now()),
+        status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
+        finished_at = CASE status WHEN 'queued' THEN now() END
+    WHERE id = :id AND tenant_id = :tenant_id AND status IN ({_CANCELLABLE})
+    RETURNING id, status
+""")
+"""Cancel a job that waits, or ask for the cancellation of one that runs: its worker ends it, so that
+what the attempt used is settled in the same statement."""
+
+EXPIRE_JOBS = text("""
+    WITH late AS (
+        SELECT id, attempt_id FROM jobs
+        WHERE status IN ('queued', 'in_progress')
+          AND expires_at <= now() - make_interval(secs => CASE status WHEN 'queued' THEN 0 ELSE :grace_s END)
+        ORDER BY id LIMIT :limit
+        FOR UPDATE SKIP LOCKED
+    ), closed AS (
+        UPDATE attempts a SET outcome = 'expired', finished_at = now()
+        FROM late WHERE a.id = late.attempt_id AND a.outcome IS NULL
+    )
+    UPDATE jobs j
+    SET status = 'expired', finished_at = now(), worker_id = NULL, attempt_id = NULL,
+        error = CAST(:error AS jsonb)
+    FROM late WHERE j.id = late.id
+    RETURNING j.id
+""")
+"""End the jobs that are past their time; one in progress only after ``grace_s``, since its worker
+ends it itself and knows what it used."""

@@ -1,0 +1,63 @@
+"""Processes that do the work, each under one lease for everything it holds.
+
+A worker's jobs live and die with its process, so the process has the lease, not the job: a heartbeat is
+one row's update however many jobs run. A process whose lease has run out is removed by the
+rescue; only then are its jobs orphans, so a heartbeat and a rescue can never both win.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import ARRAY, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, PrimaryId
+
+
+class Process(Base):
+    """A running relay or worker; ``capacity`` is how many jobs it keeps in flight."""
+
+    __tablename__ = "processes"
+
+    id: Mapped[PrimaryId]
+    role: Mapped[str]
+    name: Mapped[str]
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    capacity: Mapped[int] = mapped_column(server_default="0")
+    in_flight: Mapped[int] = mapped_column(server_default="0")
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_expires_at: Mapped[datetime]
+
+
+REGISTER = text("""
+    INSERT INTO processes (id, role, name, queues, capacity, lease_expires_at)
+    VALUES (:id, :role, :name, :queues, :capacity, now() + make_interval(secs => :lease_s))
+""")
+
+HEARTBEAT = text("""
+    WITH beat AS (
+        UPDATE processes
+        SET lease_expires_at = now() + make_interval(secs => :lease_s), in_flight = :in_flight
+        WHERE id = :id
+        RETURNING id
+    ), touched AS (
+        UPDATE jobs SET dispatched_at = now()
+        FROM beat
+        WHERE jobs.id = ANY(CAST(:waiting AS uuid[])) AND status = 'queued' AND dispatched_at IS NOT NULL
+    )
+    SELECT id FROM beat
+""")
+"""Renew a process's lease; no row means that it was taken away and all that it held with it.
+
+``waiting`` are jobs whose message the process has but which it has not claimed: touching them tells the relay
+that their message is not lost.
+"""
+
+DEREGISTER = text("DELETE FROM processes WHERE id = :id")
+
+REAP = text("DELETE FROM processes WHERE lease_expires_at < now() RETURNING id, role, name")
+"""Remove the processes whose lease has run out."""
+
+SELECT_LIVE = text("""
+    SELECT role, name, queues, capacity, in_flight, started_at, lease_expires_at
+    FROM processes WHERE lease_expires_at > now() ORDER BY role, name
+""")
