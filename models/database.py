@@ -27,7 +27,7 @@ _TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """Serialisation failure, deadlock, lock time-out: the statement may simply be run again."""
 
 
-def create_engine(url: str, *, name: str, pool_size: int = 5) -> AsyncEngine:
+def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit: bool = True) -> AsyncEngine:
     """An engine whose connections give up on a dead server within seconds; ``name`` shows in
     ``pg_stat_activity``."""
     return create_async_engine(
@@ -46,7 +46,8 @@ def create_engine(url: str, *, name: str, pool_size: int = 5) -> AsyncEngine:
             "keepalives_count": 2,
             "tcp_user_timeout": 15_000,
             "options": "-c statement_timeout=30s -c lock_timeout=10s"
-            " -c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+            " -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
+            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}",
         },
     )
 

@@ -169,7 +169,7 @@ EXPIRE_JOBS = text("""
     SET status = 'expired', finished_at = now(), worker_id = NULL, attempt_id = NULL,
         error = CAST(:error AS jsonb)
     FROM late WHERE j.id = late.id
-    RETURNING j.id
+    RETURNING j.id, j.status
 """)
 """End the jobs that are past their time; one in progress only after ``grace_s``, since its worker
 ends it itself and knows what it used."""

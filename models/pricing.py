@@ -18,6 +18,11 @@ class Price:
     input: Decimal
     output: Decimal
 
+    @classmethod
+    def zero(cls) -> "Price":
+        """Nothing at all."""
+        return cls(Decimal(0), Decimal(0))
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

@@ -54,8 +54,13 @@ that their message is not lost.
 
 DEREGISTER = text("DELETE FROM processes WHERE id = :id")
 
-REAP = text("DELETE FROM processes WHERE lease_expires_at < now() RETURNING id, role, name")
-"""Remove the processes whose lease has run out."""
+REAP = text("""
+    DELETE FROM processes
+    WHERE lease_expires_at < now()
+      AND pg_postmaster_start_time() < now() - make_interval(secs => :outage_grace_s)
+    RETURNING id, role, name
+""")
+"""Remove the processes whose lease has run out; not right after Postgres was away, when none could beat."""
 
 SELECT_LIVE = text("""
     SELECT role, name, queues, capacity, in_flight, started_at, lease_expires_at

@@ -1,0 +1,100 @@
+"""The Celery app: one queue per tier, and the runner inside each worker process.
+
+celery -A workers.celery worker -P threads -Q small -c 4
+"""
+
+from typing import Any
+from uuid import UUID
+
+from celery import Celery, bootsteps
+from kombu import Queue
+
+from models.catalog import load_catalog
+from workers.runner import Runner
+from workers.settings import WorkerSettings, WorkSettings
+
+TASK = "headrace.run_jobs"
+_VISIBILITY_TIMEOUT_S = 3600
+
+
+class HeadraceCelery(Celery):
+    """The app; in a worker process it has a runner."""
+
+    runner: Runner | None = None
+
+    def run_jobs(self, job_ids: list[str]) -> None:
+        """Hand the jobs of one message to the runner and wait for their ends."""
+        assert self.runner is not None  # started before the worker consumes
+        self.runner.run([UUID(job_id) for job_id in job_ids])
+
+
+def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types
+    """Celery's settings, read from the environment when the app is first used.
+
+    The reasons of each are measured facts about Celery 5.7: Postgres is the truth, so a message may be
+    lost or come twice; what must not happen is that one blocks, or that its body says more than ids.
+    """
+    settings = WorkSettings()  # type: ignore[call-arg]  # from the environment
+    is_redis = settings.broker.startswith(("redis", "valkey"))
+    queues = load_catalog(settings.catalog).queues
+    return {
+        "broker_url": settings.broker,
+        "task_queues": [Queue(name, routing_key=name) for name in queues],
+        "task_create_missing_queues": False,
+        "task_default_queue": queues[0],
+        "task_default_queue_type": "classic" if is_redis else "quorum",
+        "task_default_exchange_type": "direct" if is_redis else "topic",
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_acks_on_failure_or_timeout": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_pool_acquire_timeout": 5,
+        "broker_transport_options": _REDIS_OPTIONS if is_redis else {"confirm_publish": True},
+    }
+
+
+_REDIS_OPTIONS = {
+    "visibility_timeout": _VISIBILITY_TIMEOUT_S,
+    "unacked_restore_interval": 30,
+    "health_check_interval": 25,
+    "socket_timeout": 30,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "max_retries": 3,
+    "global_keyprefix": "headrace:",
+}
+
+
+class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+    """Starts the runner before the worker consumes, and drains it when the worker shuts down."""
+
+    requires = {"celery.worker.components:Pool"}  # noqa: RUF012 - Celery's way to order steps
+
+    def start(self, worker: Any) -> None:  # Any: Celery's WorkController
+        worker.app.runner = Runner(
+            settings := WorkerSettings(),  # type: ignore[call-arg]  # from the environment
+            load_catalog(settings.catalog),
+            name=worker.hostname,
+            queues=list(worker.app.amqp.queues.consume_from),
+            capacity=worker.concurrency,
+        )
+        worker.app.runner.start()
+
+    def close(self, worker: Any) -> None:  # Any: Celery's WorkController
+        worker.app.runner.drain()
+
+    def stop(self, worker: Any) -> None:  # Any: Celery's WorkController
+        worker.app.runner.stop()
+
+
+app = HeadraceCelery("headrace", include=["workers.tasks"])
+app.add_defaults(celery_config)
+app.steps["worker"].add(RunnerStep)

@@ -1,0 +1,82 @@
+"""The lease of one process: registered at its start, renewed by its heartbeat, given back at its end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from models.database import fetch_all, fetch_one
+from models.ids import new_id
+from models.process import DEREGISTER, HEARTBEAT, REGISTER
+
+_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """One row of ``processes``, kept alive from one event loop.
+
+    ``id`` changes when the lease was lost: what was claimed under the old one is no longer this process's.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        role: str,
+        name: str,
+        queues: Collection[str],
+        capacity: int,
+        lease_s: float,
+    ) -> None:
+        self.id: UUID = new_id()
+        self._engine = engine
+        self._identity = {"role": role, "name": name, "queues": sorted(queues), "capacity": capacity}
+        self._lease_s = lease_s
+        self._registered = False
+
+    async def keep(
+        self,
+        *,
+        in_flight: Callable[[], int] = lambda: 0,
+        waiting: Callable[[], Collection[UUID]] = lambda: (),
+        after_beat: Callable[[], Awaitable[None]] | None = None,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Beat for ever, three times per lease; ``on_lost`` is called when the lease was taken away,
+        ``after_beat`` after each renewal. Postgres may go away and come back."""
+        while True:
+            try:
+                await self._beat(in_flight(), waiting(), on_lost)
+                if after_beat is not None:
+                    await after_beat()
+                delay_s = self._lease_s / 3
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("lease.beat_failed", error=str(error).splitlines()[0])
+                delay_s = min(_RETRY_S, self._lease_s / 3)
+            await asyncio.sleep(delay_s)
+
+    async def give_back(self) -> None:
+        """Remove the process's row; its jobs, if any are left, are taken back at once."""
+        try:
+            await fetch_all(self._engine, DEREGISTER, {"id": self.id})
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("lease.not_given_back", error=str(error).splitlines()[0])
+
+    async def _beat(self, in_flight: int, waiting: Collection[UUID], on_lost: Callable[[], None]) -> None:
+        if not self._registered:
+            await fetch_all(
+                self._engine, REGISTER, {"id": self.id, "lease_s": self._lease_s, **self._identity}
+            )
+            self._registered = True
+            return
+        params = {"id": self.id, "lease_s": self._lease_s, "in_flight": in_flight, "waiting": list(waiting)}
+        if await fetch_one(self._engine, HEARTBEAT, params) is None:
+            log.warning("lease.lost", id=self.id.hex)
+            self.id, self._registered = new_id(), False
+            on_lost()
+            await self._beat(0, (), on_lost)

@@ -1,0 +1,1 @@
+"""Adapters to what generates text; each is two translations and one transport."""

@@ -1,0 +1,78 @@
+"""The seam between an attempt and a provider."""
+
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Protocol
+
+from models.errors import FailureCode, JobFailure
+from models.pricing import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to generate, in OpenAI's terms; None leaves a choice to the provider."""
+
+    messages: list[dict[str, str]]
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: list[str] = field(default_factory=list)
+    seed: int | None = None
+    response_format: dict[str, Any] | None = None  # Any: a JSON Schema of the caller's
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What was generated; ``finish_reason`` is ``stop`` or ``length``."""
+
+    text: str
+    finish_reason: str
+
+
+class Meter:
+    """What an attempt has used so far, kept by the provider while it runs.
+
+    It stays right when the call is cancelled or fails in its middle, so that what was used is booked.
+    """
+
+    def __init__(self) -> None:
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.first_token_at: float | None = None
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.input_tokens, self.output_tokens)
+
+    def mark_first_token(self) -> None:
+        """Note the time of the first output; later calls change nothing."""
+        if self.first_token_at is None:
+            self.first_token_at = monotonic()
+
+
+class ProviderError(Exception):
+    """A provider could not answer; carries why, as data."""
+
+    def __init__(self, failure: JobFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+    @classmethod
+    def of(cls, code: FailureCode, message: str, retry_after_s: float | None = None) -> "ProviderError":
+        """An error with a code of the taxonomy."""
+        return cls(JobFailure(code, message, retry_after_s))
+
+
+class Provider(Protocol):
+    """One LLM behind its API; one instance per LLM and process, used by many attempts at once."""
+
+    async def generate(self, request: GenerationRequest, meter: Meter) -> Generation:
+        """Answer a request, keeping ``meter`` current; raises ProviderError.
+
+        Cancellation of the calling task stops the work.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what the provider holds."""
+        ...

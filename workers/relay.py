@@ -1,0 +1,208 @@
+"""The relay: publishes what is due, in fair order, a bounded window per queue.
+
+    python -m workers.relay
+
+Jobs are marked as published and their message is sent inside one transaction: a publish that fails leaves
+them due, a crash in between sends a message twice, and the guarded claim makes the copy a no-op. Several
+relays may run; each queue has one publisher at a time.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from os import getpid
+from typing import Any
+
+import structlog
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.catalog import Catalog, load_catalog
+from models.database import create_engine, fetch_all, transaction
+from models.dispatch import DISPATCH, LOCK_QUEUE, SELECT_ROOM, UNDISPATCH_STALE
+from models.telemetry import configure_logging
+from models.wakeups import DUE, Wakeups
+from workers.celery import TASK, HeadraceCelery, app
+from workers.lease import Lease
+from workers.rescue import Rescuer
+from workers.settings import RelaySettings
+
+_PAUSE_AFTER_ERROR_S = 1.0
+_LOST_MESSAGE_FACTOR = 20
+"""A job whose message is lost while its queue is never empty waits this many times longer."""
+
+log = structlog.get_logger()
+
+
+def ids_per_message(largest_worker: int, limit: int) -> int:
+    """How many jobs one message carries: at most a quarter of the largest worker's places, so that
+    messages spread over workers; fewer, larger messages are what makes quick jobs quick."""
+    return max(1, min(limit, largest_worker // 4))
+
+
+class BrokerUnavailable(Exception):
+    """The broker did not take a message or answer a question."""
+
+
+class Publisher:
+    """Sends messages to the broker, and asks it how many wait; raises BrokerUnavailable."""
+
+    def __init__(self, celery: HeadraceCelery) -> None:
+        self._celery = celery
+
+    def publish(self, queue: str, messages: Sequence[list[str]]) -> None:
+        """Send messages of job ids; when it raises, some may have been sent."""
+        with self._broker_errors(), self._celery.producer_pool.acquire(block=True, timeout=5) as producer:
+            for ids in messages:
+                self._celery.send_task(TASK, args=[ids], queue=queue, producer=producer, retry=False)
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in a queue, which is made if it does not exist."""
+        with self._broker_errors(), self._celery.connection_or_acquire() as connection:
+            bound = self._celery.amqp.queues[queue](connection.default_channel)
+            return int(bound.queue_declare().message_count)
+
+    @contextmanager
+    def _broker_errors(self) -> Iterator[None]:
+        connection = self._celery.connection_for_write()
+        try:
+            yield
+        except (*connection.connection_errors, *connection.channel_errors, BrokerError, OSError) as error:
+            raise BrokerUnavailable(str(error)) from error
+
+
+class Relay:
+    """One relay process: dispatches, publishes lost messages again, and rescues."""
+
+    def __init__(self, settings: RelaySettings, catalog: Catalog, publisher: Publisher) -> None:
+        self._settings = settings
+        self._queues = list(catalog.queues)
+        self._publisher = publisher
+        self._engine = create_engine(settings.database_url, name="relay", pool_size=4)
+        # A mark that a crash of Postgres undoes is a message sent twice: not worth a disk flush.
+        self._dispatch_engine = create_engine(
+            settings.database_url, name="relay", pool_size=1, synchronous_commit=False
+        )
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        wakeups = Wakeups(self._settings.redis_url)
+        lease = Lease(
+            self._engine,
+            role="relay",
+            name=f"relay-{getpid()}@{socket.gethostname()}",
+            queues=self._queues,
+            capacity=0,
+            lease_s=self._settings.lease_s,
+        )
+        rescuer = Rescuer(
+            self._engine,
+            wakeups,
+            lease_s=self._settings.lease_s,
+            max_deliveries=self._settings.max_deliveries,
+        )
+        try:
+            async with asyncio.TaskGroup() as duties:
+                duties.create_task(lease.keep())
+                duties.create_task(self._listen(wakeups))
+                duties.create_task(self._dispatch_forever())
+                duties.create_task(_every(self._settings.republish_s / 2, "stale", self._republish_stale))
+                duties.create_task(_every(self._settings.lease_s / 6, "rescue", rescuer.sweep))
+        finally:
+            await lease.give_back()
+            await wakeups.close()
+            await self._engine.dispose()
+            await self._dispatch_engine.dispose()
+
+    async def dispatch(self) -> int:
+        """Fill every queue's window once; how many jobs were published."""
+        published = 0
+        for row in await fetch_all(self._engine, SELECT_ROOM, {"queues": self._queues}):
+            window = max(self._settings.window_min, int(self._settings.window_factor * row["capacity"]))
+            room = window - row["published"]
+            if room > 0:
+                size = ids_per_message(row["largest"], self._settings.jobs_per_message)
+                published += await self._fill(row["queue"], room, size)
+        return published
+
+    async def _fill(self, queue: str, room: int, size: int) -> int:
+        async with transaction(self._dispatch_engine) as connection:
+            if not (await connection.execute(LOCK_QUEUE, {"queue": queue})).scalar_one():
+                return 0
+            rows = await connection.execute(DISPATCH, {"queue": queue, "room": room})
+            ids = [job_id.hex for job_id in rows.scalars()]
+            if ids:
+                messages = [ids[start : start + size] for start in range(0, len(ids), size)]
+                await asyncio.to_thread(self._publisher.publish, queue, messages)
+        return len(ids)
+
+    async def _dispatch_forever(self) -> None:
+        while True:
+            self._woken.clear()
+            pause_s = self._settings.poll_s
+            try:
+                await self.dispatch()
+            except _OUTSIDE_ERRORS as error:
+                log.warning("relay.dispatch_failed", error=_first_line(error))
+                pause_s = _PAUSE_AFTER_ERROR_S
+                await asyncio.sleep(pause_s)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def _listen(self, wakeups: Wakeups) -> None:
+        async for _ in wakeups.listen(DUE):
+            self._woken.set()
+
+    async def _republish_stale(self) -> None:
+        for queue in self._queues:
+            depth = await asyncio.to_thread(self._publisher.depth, queue)
+            stale_s = self._settings.republish_s * (_LOST_MESSAGE_FACTOR if depth else 1)
+            rows = await fetch_all(self._engine, UNDISPATCH_STALE, {"queue": queue, "stale_s": stale_s})
+            if rows:
+                log.warning("relay.republished", queue=queue, jobs=len(rows))
+                self._woken.set()
+
+
+_OUTSIDE_ERRORS = (SQLAlchemyError, BrokerUnavailable, OSError)
+
+
+async def _every(interval_s: float, name: str, duty: Any) -> None:  # Any: an async callable without arguments
+    while True:
+        try:
+            await duty()
+        except _OUTSIDE_ERRORS as error:
+            log.warning(f"relay.{name}_failed", error=_first_line(error))
+        await asyncio.sleep(interval_s)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:  # Any: the types of a coroutine's sends
+    task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("relay.stopped")
+
+
+def main() -> None:
+    """Run a relay until SIGTERM or SIGINT."""
+    configure_logging()
+    settings = RelaySettings()  # type: ignore[call-arg]  # from the environment
+    relay = Relay(settings, load_catalog(settings.catalog), Publisher(app))
+    asyncio.run(_until_signalled(relay.run()))
+
+
+if __name__ == "__main__":
+    main()

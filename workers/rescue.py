@@ -1,0 +1,68 @@
+"""The rescuer: takes back what dead processes held and ends what is past its time.
+
+Several may run at once. Each pass is bounded and repeated until nothing is left.
+"""
+
+from sqlalchemy import TextClause
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+import structlog
+
+from models.attempt import RESCUE
+from models.database import Params, dump_json, fetch_all
+from models.errors import FailureCode, JobFailure
+from models.job import EXPIRE_JOBS
+from models.process import REAP
+from models.wakeups import DUE, FINISHED, Wakeups
+
+BATCH = 500
+EXPIRY_GRACE_S = 60.0
+"""How long a running job may pass its expiry before it is ended over its worker's head."""
+
+log = structlog.get_logger()
+
+
+class Rescuer:
+    """Rescues jobs of processes whose lease ran out, and expires jobs."""
+
+    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, *, lease_s: float, max_deliveries: int) -> None:
+        self._engine = engine
+        self._wakeups = wakeups
+        self._lease_s = lease_s
+        expired = JobFailure(FailureCode.EXPIRED, "the job was not finished in its time")
+        killer = JobFailure(
+            FailureCode.MAX_DELIVERIES, f"{max_deliveries} workers were lost while they ran this job"
+        )
+        self._rescue_params: Params = {
+            "limit": BATCH,
+            "max_deliveries": max_deliveries,
+            "max_deliveries_error": dump_json(killer.as_wire()),
+            "expired_error": dump_json(expired.as_wire()),
+        }
+        self._expire_params: Params = {
+            "limit": BATCH,
+            "grace_s": EXPIRY_GRACE_S,
+            "error": dump_json(expired.as_wire()),
+        }
+
+    async def sweep(self) -> None:
+        """One pass over dead processes, their jobs, and expired jobs."""
+        for process in await fetch_all(self._engine, REAP, {"outage_grace_s": self._lease_s / 2}):
+            log.warning("process.gone", role=process["role"], name=process["name"])
+        rescued = await self._repeat(RESCUE, self._rescue_params)
+        if rescued:
+            log.warning("jobs.rescued", jobs=rescued)
+        await self._repeat(EXPIRE_JOBS, self._expire_params)
+
+    async def _repeat(self, statement: TextClause, params: Params) -> int:
+        total = 0
+        while True:
+            rows = await fetch_all(self._engine, statement, params)
+            finished = [row["id"].hex for row in rows if row["status"] != "queued"]
+            if finished:
+                self._wakeups.announce(FINISHED, finished)
+            if rows:
+                self._wakeups.announce(DUE)
+            total += len(rows)
+            if len(rows) < BATCH:
+                return total

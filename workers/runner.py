@@ -1,0 +1,204 @@
+"""The engine room of a worker process: one event loop that keeps many jobs in flight.
+
+Celery's threads bring messages (:meth:`Runner.run`) and wait; the loop claims, runs and reports. A loop carries
+hundreds of calls that wait on sockets, and lets claims and reports that coincide share a statement.
+"""
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Collection, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.attempt import RELEASE, SELECT_HELD
+from models.catalog import Catalog
+from models.database import create_engine, fetch_all
+from models.wakeups import CANCEL, Wakeups
+from workers.exchange import Exchange
+from workers.execution import Attempt, Claim, StopReason
+from workers.lease import Lease
+from workers.providers.registry import Providers
+from workers.settings import WorkerSettings
+
+log = structlog.get_logger()
+
+
+class Runner:
+    """Runs the jobs of one worker process, at most ``capacity`` at a time, on a thread of its own."""
+
+    def __init__(
+        self, settings: WorkerSettings, catalog: Catalog, *, name: str, queues: Collection[str], capacity: int
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._capacity = capacity
+        self._engine = create_engine(settings.database_url, name=name, pool_size=4)
+        self._lease = Lease(
+            self._engine, role="worker", name=name, queues=queues, capacity=capacity, lease_s=settings.lease_s
+        )
+        self._slots = asyncio.Semaphore(capacity)
+        self._waiting: Counter[UUID] = Counter()
+        self._running: dict[UUID, Attempt] = {}
+        self._suspects: set[UUID] = set()
+        self._draining = False
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._stopping = asyncio.Event()
+        self._thread = threading.Thread(target=self._live, name="runner", daemon=True)
+
+    def start(self) -> None:
+        """Start the loop and the heartbeat."""
+        self._thread.start()
+        self._ready.wait()
+
+    def run(self, job_ids: Collection[UUID]) -> None:
+        """Run the jobs of one message and wait for their ends; called from Celery's threads.
+
+        Jobs that are not to be had (finished, claimed by another, not due) are passed over.
+        """
+        asyncio.run_coroutine_threadsafe(self._run(job_ids), self._loop).result()
+
+    def drain(self) -> None:
+        """Take nothing new, and give running jobs back to the queue after the grace period."""
+        asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
+
+    def stop(self) -> None:
+        """Give back the lease and end the thread; call after :meth:`drain`."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main())
+        self._loop.close()
+
+    async def _main(self) -> None:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._engine.dispose)
+            self._wakeups = Wakeups(self._settings.redis_url)
+            stack.push_async_callback(self._wakeups.close)
+            self._providers = Providers(self._catalog, self._capacity)
+            stack.push_async_callback(self._providers.close)
+            self._exchange = Exchange(self._engine, self._wakeups, self._catalog, self._lease)
+            stack.push_async_callback(self._lease.give_back)
+            duties = [asyncio.create_task(duty) for duty in self._duties()]
+            self._ready.set()
+            await self._stopping.wait()
+            await self._drain()
+            for duty in duties:
+                duty.cancel()
+            await asyncio.wait(duties)
+
+    def _duties(self) -> list[Coroutine[Any, Any, None]]:  # Any: the types of a coroutine's sends
+        heartbeat = self._lease.keep(
+            in_flight=lambda: len(self._running),
+            waiting=lambda: list(self._waiting),
+            after_beat=self._reconcile,
+            on_lost=self._abandon_all,
+        )
+        return [heartbeat, self._hear_cancellations()]
+
+    async def _run(self, job_ids: Collection[UUID]) -> None:
+        pending = deque(job_ids)
+        self._waiting.update(pending)
+        attempts: list[asyncio.Task[None]] = []
+        try:
+            while pending:
+                places = await self._take_places(len(pending))
+                if self._draining:
+                    for _ in range(places):
+                        self._slots.release()
+                    return
+                attempts += [asyncio.create_task(self._run_one(pending.popleft())) for _ in range(places)]
+        finally:
+            self._waiting -= Counter(pending)
+            if attempts:
+                await asyncio.wait(attempts)
+
+    async def _take_places(self, wanted: int) -> int:
+        """Wait for one free place and take as many as are free, up to ``wanted``."""
+        await self._slots.acquire()
+        taken = 1
+        while taken < wanted and not self._slots.locked():
+            await self._slots.acquire()
+            taken += 1
+        return taken
+
+    async def _run_one(self, job_id: UUID) -> None:
+        try:
+            claim = await self._claim(job_id)
+            if claim is not None:
+                await self._attempt(claim)
+        finally:
+            self._slots.release()
+
+    async def _claim(self, job_id: UUID) -> Claim | None:
+        try:
+            return await self._exchange.claim(job_id)
+        except (SQLAlchemyError, OSError) as error:
+            # Nothing is lost: the relay publishes the job again, or the reconciliation gives it back.
+            log.warning("claim.failed", job_id=job_id.hex, error=str(error).splitlines()[0])
+            return None
+        finally:
+            self._waiting -= Counter([job_id])
+
+    async def _attempt(self, claim: Claim) -> None:
+        attempt = Attempt(claim, self._catalog, self._providers)
+        self._running[claim.attempt_id] = attempt
+        try:
+            if self._draining:
+                attempt.stop(StopReason.RELEASED)
+            report = await attempt.run()
+            await self._exchange.report(report)
+        except Exception:
+            # The lease still holds the job: the reconciliation will find it unclaimed here and release it.
+            log.exception("report.refused", job_id=claim.job_id.hex)
+        finally:
+            del self._running[claim.attempt_id]
+
+    async def _reconcile(self) -> None:
+        """Compare what Postgres says that this process runs with what it does run.
+
+        Stops attempts that were cancelled or taken away. Gives back jobs that are held and not run, which
+        happens when the answer to a claim was lost; only if seen twice, for a claim may be on its way.
+        """
+        before = dict(self._running)
+        rows = await fetch_all(self._engine, SELECT_HELD, {"worker_id": self._lease.id})
+        held = {row["attempt_id"]: row["cancel_requested"] for row in rows}
+        for attempt_id, attempt in before.items():
+            if attempt_id not in held:
+                attempt.stop(StopReason.LOST)
+            elif held[attempt_id]:
+                attempt.stop(StopReason.CANCELLED)
+        orphans = held.keys() - before.keys() - self._running.keys()
+        confirmed = orphans & self._suspects
+        self._suspects = orphans - confirmed
+        if confirmed:
+            log.warning("jobs.released", jobs=len(confirmed))
+            await fetch_all(self._engine, RELEASE, {"attempt_ids": list(confirmed)})
+
+    async def _hear_cancellations(self) -> None:
+        async for _, job_ids in self._wakeups.listen(CANCEL):
+            cancelled = set(job_ids)
+            for attempt in self._running.values():
+                if attempt.claim.job_id.hex in cancelled:
+                    attempt.stop(StopReason.CANCELLED)
+
+    def _abandon_all(self) -> None:
+        for attempt in self._running.values():
+            attempt.stop(StopReason.LOST)
+
+    async def _drain(self) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        deadline = self._loop.time() + self._settings.drain_s
+        while self._running and self._loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        for attempt in self._running.values():
+            attempt.stop(StopReason.RELEASED)

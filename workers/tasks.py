@@ -1,0 +1,9 @@
+"""Task functions: ids in, nothing out."""
+
+from workers.celery import TASK, app
+
+
+@app.task(name=TASK)  # type: ignore[untyped-decorator]  # Celery has no types
+def run_jobs(job_ids: list[str]) -> None:
+    """Run jobs, given by their ids in hex."""
+    app.run_jobs(job_ids)
