@@ -25,6 +25,8 @@ from workers.lease import Lease
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
 
+_REPORT_TIMEOUT_S = 10.0
+
 log = structlog.get_logger()
 
 
@@ -45,7 +47,8 @@ class Runner:
         self._waiting: Counter[UUID] = Counter()
         self._running: dict[UUID, Attempt] = {}
         self._suspects: set[UUID] = set()
-        self._draining = False
+        self._messages: set[asyncio.Task[None]] = set()
+        self._drain_task: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._stopping = asyncio.Event()
@@ -61,11 +64,11 @@ class Runner:
 
         Jobs that are not to be had (finished, claimed by another, not due) are passed over.
         """
-        asyncio.run_coroutine_threadsafe(self._run(job_ids), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._run_message(job_ids), self._loop).result()
 
     def drain(self) -> None:
         """Take nothing new, and give running jobs back to the queue after the grace period."""
-        asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
+        self._loop.call_soon_threadsafe(self._start_draining)
 
     def stop(self) -> None:
         """Give back the lease and end the thread; call after :meth:`drain`."""
@@ -89,7 +92,7 @@ class Runner:
             duties = [asyncio.create_task(duty) for duty in self._duties()]
             self._ready.set()
             await self._stopping.wait()
-            await self._drain()
+            await self._start_draining()
             for duty in duties:
                 duty.cancel()
             await asyncio.wait(duties)
@@ -102,6 +105,16 @@ class Runner:
             on_lost=self._abandon_all,
         )
         return [heartbeat, self._hear_cancellations()]
+
+    @property
+    def _draining(self) -> bool:
+        return self._drain_task is not None
+
+    async def _run_message(self, job_ids: Collection[UUID]) -> None:
+        message = asyncio.create_task(self._run(job_ids))
+        self._messages.add(message)
+        message.add_done_callback(self._messages.discard)
+        await asyncio.wait([message])
 
     async def _run(self, job_ids: Collection[UUID]) -> None:
         pending = deque(job_ids)
@@ -193,12 +206,18 @@ class Runner:
         for attempt in self._running.values():
             attempt.stop(StopReason.LOST)
 
+    def _start_draining(self) -> "asyncio.Task[None]":
+        if self._drain_task is None:
+            self._drain_task = asyncio.create_task(self._drain())
+        return self._drain_task
+
     async def _drain(self) -> None:
-        if self._draining:
-            return
-        self._draining = True
-        deadline = self._loop.time() + self._settings.drain_s
-        while self._running and self._loop.time() < deadline:
-            await asyncio.sleep(0.05)
+        if self._messages:
+            await asyncio.wait(self._messages, timeout=self._settings.drain_s)
         for attempt in self._running.values():
             attempt.stop(StopReason.RELEASED)
+        if self._messages:
+            _, stuck = await asyncio.wait(self._messages, timeout=_REPORT_TIMEOUT_S)
+            # Postgres is away: their reports are lost with this process, and their leases run out.
+            for message in stuck:
+                message.cancel()
