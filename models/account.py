@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Text
 
 from models.base import Base, PrimaryId
-from models.database import create_engine, fetch_one
+from models.database import create_engine, fetch_one, read_one
 from models.ids import new_id
 
 DEVELOPMENT_TENANT = "development"
@@ -94,7 +94,7 @@ async def find_key(engine: AsyncEngine, text: str) -> RowMapping | None:
     parts = split_key(text)
     if parts is None:
         return None
-    row = await fetch_one(engine, select_live_key(parts[0]))
+    row = await read_one(engine, select_live_key(parts[0]))
     return row if row is not None and secret_matches(parts[1], row["secret_hash"]) else None
 
 

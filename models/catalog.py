@@ -47,6 +47,7 @@ class MockBehaviour(_Entry):
     output: str = "{prompt}"
     error: str | None = None
     error_rate: float = Field(default=1.0, ge=0, le=1)
+    error_calls: int | None = Field(default=None, ge=0, description="Only a process's first calls fail.")
     retry_after_s: float | None = Field(default=None, ge=0)
     input_tokens: int = Field(default=10, ge=0)
     output_tokens: int = Field(default=10, ge=0)

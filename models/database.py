@@ -15,7 +15,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Executable, RowMapping
+from sqlalchemy import Executable, RowMapping, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -74,6 +74,30 @@ async def fetch_one(
     return rows[0] if rows else None
 
 
+async def read_all(
+    engine: AsyncEngine, statement: Executable, params: Params | None = None
+) -> Sequence[RowMapping]:
+    """As :func:`fetch_all`, for statements that may run twice: a dead connection of the pool is not an error.
+
+    After a restart of Postgres the pool's connections are dead and only their use tells; the pool is renewed
+    by the first such error, so the second try has a fresh one.
+    """
+    try:
+        return await fetch_all(engine, statement, params)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        return await fetch_all(engine, statement, params)
+
+
+async def read_one(
+    engine: AsyncEngine, statement: Executable, params: Params | None = None
+) -> RowMapping | None:
+    """As :func:`fetch_one`, for statements that may run twice."""
+    rows = await read_all(engine, statement, params)
+    return rows[0] if rows else None
+
+
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction of several statements, committed when the block ends without an error."""
@@ -98,6 +122,10 @@ def is_unavailable(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement, run again, may succeed at once."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES
+
+
+SELECT_REVISION = text("SELECT version_num FROM alembic_version")
+"""The revision that the schema has."""
 
 
 def alembic_config(url: str) -> Config:

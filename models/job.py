@@ -141,6 +141,11 @@ LIST_JOBS = text(f"""{_JOB_VIEW}
 """)
 """A page of a tenant's jobs, newest first; ``after`` is the last id of the page before."""
 
+SELECT_FINISHED = text("""
+    SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND status NOT IN ('queued', 'in_progress')
+""")
+"""Which of these jobs have reached a terminal state."""
+
 _CANCELLABLE = ", ".join(f"'{status}'" for status in sources_of(JobStatus.CANCELLED))
 
 CANCEL_JOB = text(f"""

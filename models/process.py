@@ -66,3 +66,16 @@ SELECT_LIVE = text("""
     SELECT role, name, queues, capacity, in_flight, started_at, lease_expires_at
     FROM processes WHERE lease_expires_at > now() ORDER BY role, name
 """)
+
+SELECT_BACKLOG = text("""
+    SELECT q.queue,
+           (SELECT count(*) FROM (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued'
+                                  AND dispatched_at IS NULL LIMIT :most) due) AS waiting,
+           (SELECT count(*) FROM jobs WHERE queue = q.queue AND status = 'queued'
+            AND dispatched_at IS NOT NULL) AS published,
+           (SELECT count(*) FROM jobs WHERE queue = q.queue AND status = 'in_progress'
+            AND dispatched_at IS NOT NULL) AS in_progress
+    FROM unnest(CAST(:queues AS text[])) AS q(queue)
+""")
+"""The unfinished jobs of each queue; those that wait are counted up to ``most``, so that a backlog of
+millions costs no more than that, and the others are bounded by the queue's window."""

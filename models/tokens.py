@@ -1,9 +1,9 @@
 """How many tokens a prompt may have, known without a tokenizer.
 
-Every LLM that Headrace calls splits text by byte-level BPE or by a SentencePiece model with byte fallback: a token is
-never less than one byte of UTF-8, which bounds a prompt from above. No vocabulary in use has a token of more than
-128 bytes, which bounds it from below. Both bounds are pure functions of the text, so the API can price and refuse a
-request that only a worker could count exactly.
+Every LLM that Headrace calls splits text by byte-level BPE or by a SentencePiece model with byte fallback: a
+token is never less than one byte of UTF-8, which bounds a prompt from above. No vocabulary in use has a token
+of more than 128 bytes, which bounds it from below. Both bounds are pure functions of the text, so the API can
+price and refuse a request that only a worker could count exactly.
 """
 
 from collections.abc import Iterable

@@ -21,9 +21,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
     url = server.start()
     try:
-        with psycopg.connect(
-            url.replace("+psycopg", ""), autocommit=True
-        ) as connection:
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {_TEMPLATE}")
         migrate(_sibling(url, _TEMPLATE))
         yield server
@@ -37,9 +35,7 @@ def database_names() -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(
-    postgres: EmbeddedPostgres, database_names: Iterator[str]
-) -> Iterator[str]:
+def database_url(postgres: EmbeddedPostgres, database_names: Iterator[str]) -> Iterator[str]:
     """The URL of a fresh, migrated database."""
     name = next(database_names)
     admin = postgres.url.replace("+psycopg", "")

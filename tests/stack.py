@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,9 +26,7 @@ ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]  # Any: whatever a column holds
 
 
-def wait_until(
-    condition: Callable[[], object], timeout_s: float = 60.0, interval_s: float = 0.05
-) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, interval_s: float = 0.05) -> None:
     """Wait for a condition; fails the test when it does not come true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -40,10 +39,18 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.api_key = ensure_development_tenant(url, None)
         self._connection: psycopg.Connection[Row] | None = None
-        row = self.one("SELECT id FROM tenants WHERE name = %s", DEVELOPMENT_TENANT)
-        self.tenant_id: UUID = row["id"]
+
+    @cached_property
+    def api_key(self) -> str:
+        """A key of the development tenant, which is made."""
+        return ensure_development_tenant(self.url, None)
+
+    @cached_property
+    def tenant_id(self) -> UUID:
+        """The development tenant."""
+        assert self.api_key
+        return UUID(str(self.value("SELECT id FROM tenants WHERE name = %s", DEVELOPMENT_TENANT)))
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +72,7 @@ class Database:
             self._connection = None
             return self._query(query, params)
 
-    def _query(self, query: str, params: tuple[object, ...]) -> list[Row]:
+    def _query(self, query: str, params: tuple[object, ...] | Mapping[str, object]) -> list[Row]:
         if self._connection is None:
             self._connection = psycopg.connect(
                 self.url.replace("+psycopg", ""), autocommit=True, row_factory=dict_row
@@ -73,14 +80,16 @@ class Database:
         cursor = self._connection.execute(query, params)  # type: ignore[call-overload]  # text, not a literal
         return cursor.fetchall() if cursor.description else []
 
+    def named_rows(self, query: str, params: Mapping[str, object]) -> list[Row]:
+        """The rows of a query with named parameters."""
+        return self._query(query, params)
+
     def one(self, query: str, *params: object) -> Row:
         """The only row of a query."""
         (row,) = self.rows(query, *params)
         return row
 
-    def value(
-        self, query: str, *params: object
-    ) -> Any:  # Any: whatever the column holds
+    def value(self, query: str, *params: object) -> Any:  # Any: whatever the column holds
         """The only value of a query."""
         (value,) = self.one(query, *params).values()
         return value
@@ -121,11 +130,7 @@ class Database:
 
     def unfinished(self) -> int:
         """How many jobs are in no terminal state."""
-        return int(
-            self.value(
-                "SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress')"
-            )
-        )
+        return int(self.value("SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress')"))
 
     def wait_until_finished(self, timeout_s: float = 90.0) -> None:
         """Wait until every job is in a terminal state."""
@@ -134,9 +139,7 @@ class Database:
     def assert_each_completed_once(self, jobs: int) -> None:
         """Promises 1 and 2: every job completed, by one attempt, with its own answer, settled once."""
         statuses = self.rows("SELECT status, error, count(*) FROM jobs GROUP BY 1, 2")
-        assert [(row["status"], row["count"]) for row in statuses] == [
-            ("completed", jobs)
-        ], statuses
+        assert [(row["status"], row["count"]) for row in statuses] == [("completed", jobs)], statuses
         wrong = self.rows(
             "SELECT id, request, result FROM jobs"
             " WHERE result ->> 'text' IS DISTINCT FROM request -> 'messages' -> -1 ->> 'content'"
@@ -144,10 +147,7 @@ class Database:
         assert wrong == []
         completions = "SELECT job_id, count(*) FROM attempts WHERE outcome = 'completed' GROUP BY 1 HAVING count(*) <> 1"
         assert self.rows(completions) == []
-        assert (
-            self.value("SELECT count(*) FROM attempts WHERE outcome = 'completed'")
-            == jobs
-        )
+        assert self.value("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == jobs
         assert self.value("SELECT count(*) FROM attempts WHERE outcome IS NULL") == 0
         drift = self.rows(
             "SELECT j.id FROM jobs j LEFT JOIN ledger_entries l ON l.job_id = j.id"
@@ -161,9 +161,7 @@ class Database:
 class Stack:
     """Starts Headrace's processes against given servers; ends every one of them on exit."""
 
-    def __init__(
-        self, database_url: str, redis_url: str, directory: Path, **settings: str
-    ) -> None:
+    def __init__(self, database_url: str, redis_url: str, directory: Path, **settings: str) -> None:
         self.directory = directory
         self.settings = {
             "HEADRACE_DATABASE_URL": database_url,
@@ -187,9 +185,7 @@ class Stack:
             kill(process)
         if error is not None:
             for log in sorted(self.directory.glob("*.log")):
-                print(
-                    f"--- {log.name}", log.read_text(errors="replace")[-3000:], sep="\n"
-                )
+                print(f"--- {log.name}", log.read_text(errors="replace")[-3000:], sep="\n")
 
     def catalog(
         self,
@@ -223,9 +219,7 @@ class Stack:
         """Start a relay."""
         return self._spawn("relay", "-m", "workers.relay")
 
-    def worker(
-        self, queues: str = "mock", concurrency: int = 8
-    ) -> subprocess.Popen[bytes]:
+    def worker(self, queues: str = "mock", concurrency: int = 8) -> subprocess.Popen[bytes]:
         """Start a worker; it is ready some two seconds later."""
         name = f"worker{len(self._processes)}@test"
         return self._spawn(
@@ -252,12 +246,14 @@ class Stack:
             *("--loglevel", "warning"),
         )
 
-    def api(self, port: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    def api(
+        self, port: int | None = None, *, app: str = "api.app:create_app", factory: bool = True
+    ) -> tuple[subprocess.Popen[bytes], str]:
         """Start an API and wait until it answers; its process and its base URL."""
         port = port or choose_port("127.0.0.1", [])
         process = self._spawn(
             "api",
-            *("-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)),
+            *("-m", "uvicorn", app, *(["--factory"] if factory else []), "--port", str(port)),
             *("--no-access-log", "--log-level", "warning"),
         )
         url = f"http://127.0.0.1:{port}"

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.catalog import Catalog, load_catalog
 from models.database import create_engine, fetch_all, transaction
 from models.dispatch import DISPATCH, LOCK_QUEUE, SELECT_ROOM, UNDISPATCH_STALE
+from models.errors import ConfigurationError
 from models.telemetry import configure_logging
 from models.wakeups import DUE, Wakeups
 from workers.celery import TASK, HeadraceCelery, app
@@ -200,7 +201,11 @@ def main() -> None:
     """Run a relay until SIGTERM or SIGINT."""
     configure_logging()
     settings = RelaySettings()  # type: ignore[call-arg]  # from the environment
-    relay = Relay(settings, load_catalog(settings.catalog), Publisher(app))
+    try:
+        catalog = load_catalog(settings.catalog)
+    except ConfigurationError as error:
+        raise SystemExit(f"headrace: {error}") from error
+    relay = Relay(settings, catalog, Publisher(app))
     asyncio.run(_until_signalled(relay.run()))
 
 

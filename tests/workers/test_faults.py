@@ -19,9 +19,7 @@ def prompts(number: int) -> list[str]:
     return [f"prompt {index}" for index in range(number)]
 
 
-def test_jobs_of_a_killed_worker_are_run_by_another(
-    stack: Stack, database: Database
-) -> None:
+def test_jobs_of_a_killed_worker_are_run_by_another(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"latency_s": 2}}})
     stack.relay()
     victim = stack.worker(concurrency=4)
@@ -79,9 +77,7 @@ def test_a_broker_that_comes_back_empty_loses_nothing(
     database.assert_each_completed_once(100)
 
 
-def test_a_killed_postgres_loses_nothing(
-    valkey: EmbeddedValkey, tmp_path: Path
-) -> None:
+def test_a_killed_postgres_loses_nothing(valkey: EmbeddedValkey, tmp_path: Path) -> None:
     postgres = EmbeddedPostgres(tmp_path / "own")
     url = postgres.start()
     try:
@@ -124,9 +120,7 @@ def test_a_message_that_comes_three_times_runs_its_jobs_once(
     assert database.value("SELECT count(*) FROM attempts") == 20
 
 
-def test_a_worker_that_wakes_after_its_lease_cannot_finish(
-    stack: Stack, database: Database
-) -> None:
+def test_a_worker_that_wakes_after_its_lease_cannot_finish(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"latency_s": 1.5}}})
     stack.relay()
     paused = stack.worker(concurrency=4)
@@ -155,9 +149,7 @@ def test_two_relays_share_the_work(stack: Stack, database: Database) -> None:
     assert database.value("SELECT count(*) FROM attempts") == 1000
 
 
-def test_a_job_that_kills_its_workers_fails_after_max_deliveries(
-    stack: Stack, database: Database
-) -> None:
+def test_a_job_that_kills_its_workers_fails_after_max_deliveries(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"latency_s": 60}}})
     stack.settings["HEADRACE_MAX_DELIVERIES"] = "2"
     stack.relay()
@@ -175,9 +167,7 @@ def test_a_job_that_kills_its_workers_fails_after_max_deliveries(
     )
 
 
-def test_a_worker_told_to_stop_gives_its_jobs_back_at_once(
-    stack: Stack, database: Database
-) -> None:
+def test_a_worker_told_to_stop_gives_its_jobs_back_at_once(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"latency_s": 4}}})
     stack.relay()
     leaving = stack.worker(concurrency=4)

@@ -55,7 +55,7 @@ class LlamaCppProvider:
         meter.input_tokens = len(prompt)
 
         def watch(tokens: Any, _logits: Any) -> bool:  # Any: numpy arrays of token ids and logits
-            meter.output_tokens = len(tokens) - len(prompt)
+            meter.output_tokens = len(tokens) - len(prompt) + 1  # it is asked before the new one is added
             return stop.is_set()
 
         chunks = llama.create_completion(

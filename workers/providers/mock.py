@@ -13,6 +13,7 @@ class MockProvider:
 
     def __init__(self, llm: LLM) -> None:
         self._behaviour = llm.mock
+        self._calls = 0
 
     async def generate(self, request: GenerationRequest, meter: Meter) -> Generation:
         """The configured answer or error."""
@@ -24,13 +25,20 @@ class MockProvider:
         meter.input_tokens = behaviour.input_tokens
         if behaviour.latency_s:
             await asyncio.sleep(behaviour.latency_s)
-        if behaviour.error is not None and random.random() < behaviour.error_rate:
-            code = FailureCode(behaviour.error)
+        self._calls += 1
+        if self._fails():
+            code = FailureCode(behaviour.error or "internal")
             raise ProviderError.of(code, f"mock: {code}", behaviour.retry_after_s)
         meter.mark_first_token()
         meter.output_tokens = min(behaviour.output_tokens, request.max_tokens)
         reason = "length" if behaviour.output_tokens > request.max_tokens else "stop"
         return Generation(behaviour.output.replace("{prompt}", prompt), reason)
+
+    def _fails(self) -> bool:
+        behaviour = self._behaviour
+        if behaviour.error is None or (behaviour.error_calls or self._calls) < self._calls:
+            return False
+        return random.random() < behaviour.error_rate
 
     async def close(self) -> None:
         """Nothing to free."""

@@ -1,0 +1,79 @@
+"""Group commit: who waits together, who fails alone."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from models.grouping import GroupCommit
+
+
+class Recorder:
+    """A flush that notes its groups; fails when told to."""
+
+    def __init__(self, refuse: Sequence[int] = (), away: bool = False) -> None:
+        self.groups: list[list[int]] = []
+        self._refuse = set(refuse)
+        self._away = away
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int]:
+        self.groups.append(list(items))
+        await asyncio.sleep(0.01)
+        if self._away:
+            raise ConnectionError("away")
+        if self._refuse.intersection(items):
+            raise ValueError("refused")
+        return [item * 10 for item in items]
+
+
+def gather(group: GroupCommit[int, int], items: Sequence[int]) -> list[int | BaseException]:
+    async def main() -> list[int | BaseException]:
+        return await asyncio.gather(*(group.submit(item) for item in items), return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def test_callers_at_once_share_a_flush_and_get_their_own_results() -> None:
+    flush = Recorder()
+    assert gather(GroupCommit(flush), [1, 2, 3]) == [10, 20, 30]
+    assert flush.groups == [[1, 2, 3]]
+
+
+def test_a_group_is_bounded() -> None:
+    flush = Recorder()
+    gather(GroupCommit(flush, limit=2), [1, 2, 3, 4, 5])
+    assert flush.groups == [[1, 2], [3, 4], [5]]
+
+
+def test_a_refused_item_fails_alone() -> None:
+    first, second, third = gather(GroupCommit(Recorder(refuse=[2])), [1, 2, 3])
+    assert (first, third) == (10, 30)
+    assert isinstance(second, ValueError)
+
+
+def test_an_error_that_all_share_is_not_tried_one_by_one() -> None:
+    flush = Recorder(away=True)
+    group = GroupCommit(flush, shared_fate=lambda error: isinstance(error, ConnectionError))
+    assert all(isinstance(result, ConnectionError) for result in gather(group, [1, 2, 3]))
+    assert flush.groups == [[1, 2, 3]]
+
+
+def test_items_of_one_key_go_into_different_groups() -> None:
+    flush = Recorder()
+    gather(GroupCommit(flush, key=lambda item: item % 2), [1, 3, 2])
+    assert flush.groups == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_a_cancelled_caller_does_not_disturb_the_others(cancelled: int) -> None:
+    flush = Recorder()
+
+    async def main() -> list[int]:
+        group = GroupCommit(flush)
+        tasks = [asyncio.create_task(group.submit(item)) for item in (1, 2)]
+        await asyncio.sleep(0)
+        tasks[cancelled].cancel()
+        return [await task for index, task in enumerate(tasks) if index != cancelled]
+
+    assert asyncio.run(main()) == [20 if cancelled == 0 else 10]
+    assert flush.groups == [[1, 2]]
