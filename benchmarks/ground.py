@@ -64,10 +64,7 @@ def print_fsync(database_url: str) -> None:
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         names = ("fsync", "synchronous_commit", "server_version")
         row = [connection.execute(f"SHOW {name}").fetchone() for name in names]
-        print(
-            "Postgres: "
-            + ", ".join(f"{name}={value[0]}" for name, value in zip(names, row, strict=True) if value)
-        )
+        print("Postgres: " + ", ".join(f"{name}={value[0]}" for name, value in zip(names, row, strict=True) if value))
 
 
 def spread(values: list[float]) -> str:

@@ -75,17 +75,13 @@ def measure_latency(url: str, api_key: str, jobs: int) -> None:
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {api_key}"}) as client:
         for number in range(jobs):
             sent = time.time()
-            job = client.post(
-                "/v1/jobs", json={"prompt": f"job {number}", "max_tokens": 1, "model": "echo"}
-            ).json()
+            job = client.post("/v1/jobs", json={"prompt": f"job {number}", "max_tokens": 1, "model": "echo"}).json()
             done = client.get(f"{job['status_url']}?wait=10").json()
             claimed = datetime.fromisoformat(done["started_at"]).timestamp()
             times_ms.append((claimed - sent) * 1000)
             time.sleep(0.05)
     marks = quantiles(times_ms, n=100, method="inclusive")
-    print(
-        f"submit to claim, idle, {jobs} jobs: p50 {marks[49]:.1f} ms (bound 25), p99 {marks[98]:.1f} ms (bound 100)"
-    )
+    print(f"submit to claim, idle, {jobs} jobs: p50 {marks[49]:.1f} ms (bound 25), p99 {marks[98]:.1f} ms (bound 100)")
 
 
 def main() -> None:
@@ -119,9 +115,7 @@ def main() -> None:
                 stderr=output,
             )
         try:
-            wait_until(
-                lambda: re.search("curl", log.read_text(errors="replace")) or up.poll() is not None, 120
-            )
+            wait_until(lambda: re.search("curl", log.read_text(errors="replace")) or up.poll() is not None, 120)
             time.sleep(15)
             measure_cpu(up.pid, options.seconds)
             measure_latency(url, (Path(directory) / "data" / "api_key").read_text().strip(), options.jobs)

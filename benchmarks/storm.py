@@ -47,9 +47,7 @@ class Storm:
     def _kill_relay(self) -> None:
         self._replace(self._relays, self._ground.stack.relay)
 
-    def _replace(
-        self, processes: list[subprocess.Popen[bytes]], start: Callable[[], subprocess.Popen[bytes]]
-    ) -> None:
+    def _replace(self, processes: list[subprocess.Popen[bytes]], start: Callable[[], subprocess.Popen[bytes]]) -> None:
         kill(processes.pop(self._random.randrange(len(processes))))
         processes.append(start())
 
@@ -97,20 +95,13 @@ def report(ground: Ground, jobs: int, kills: Counter[str], storm_s: float, after
     database = ground.database
     database.assert_each_completed_once(jobs)
     effects = database.one(
-        "SELECT count(*) FILTER (WHERE outcome = 'completed') AS completed, count(*) FILTER (WHERE outcome = 'lost') AS lost,"
+        "SELECT count(*) FILTER (WHERE outcome = 'lost') AS lost,"
         " count(*) FILTER (WHERE outcome = 'released') AS released, count(*) AS attempts,"
         " count(DISTINCT job_id) FILTER (WHERE outcome = 'completed') AS effects FROM attempts"
     )
-    print(
-        f"{sum(kills.values())} kills in {storm_s:.0f} s: "
-        + ", ".join(f"{n} {what}" for what, n in kills.items())
-    )
-    print(
-        f"{jobs} jobs submitted, {database.count('completed')} completed, {effects['effects']} distinct effects"
-    )
-    print(
-        f"{effects['attempts']} attempts: {effects['lost']} lost with their worker, {effects['released']} released"
-    )
+    print(f"{sum(kills.values())} kills in {storm_s:.0f} s: " + ", ".join(f"{n} {what}" for what, n in kills.items()))
+    print(f"{jobs} jobs submitted, {database.count('completed')} completed, {effects['effects']} distinct effects")
+    print(f"{effects['attempts']} attempts: {effects['lost']} lost with their worker, {effects['released']} released")
     print(f"most rescues of one job: {database.value('SELECT max(rescues) FROM jobs')}")
     print(f"last job finished {after_s:.1f} s after the last kill")
 

@@ -13,15 +13,13 @@ from benchmarks.ground import common_ground, print_fsync, print_machine, spread
 from benchmarks.load import LoadResult, run_load
 from models.database import dump_json
 
-CATALOG = {"echo": {}}
+CATALOG: dict[str, dict[str, object]] = {"echo": {}}
 
 
 def bodies(number: int) -> list[bytes]:
     """Submissions of about 200 bytes."""
     text = "Classify the sentiment of this review: the wheel turns, the mill grinds, and nothing is lost. "
-    return [
-        dump_json({"prompt": f"{text}{n}", "model": "auto", "max_tokens": 64}).encode() for n in range(number)
-    ]
+    return [dump_json({"prompt": f"{text}{n}", "model": "auto", "max_tokens": 64}).encode() for n in range(number)]
 
 
 def main() -> None:
@@ -39,7 +37,7 @@ def main() -> None:
         _, naive = ground.stack.api(app="benchmarks.naive:app", factory=False)
         ports = {"headrace": int(headrace.rsplit(":", 1)[1]), "naive": int(naive.rsplit(":", 1)[1])}
         payload = bodies(options.requests)
-        for name, port in ports.items():
+        for port in ports.values():
             run_load("127.0.0.1", port, "/v1/jobs", payload[:500], api_key=ground.database.api_key)
         for _ in range(options.rounds):
             for name, port in ports.items():
@@ -50,13 +48,9 @@ def main() -> None:
         assert recorded == options.requests * options.rounds + 500, recorded
     for name, runs in results.items():
         p50, p99 = (median(run.percentile_ms(percent) for run in runs) for percent in (50, 99))
-        print(
-            f"{name:>9}: {spread([run.rate for run in runs])} requests/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-        )
+        print(f"{name:>9}: {spread([run.rate for run in runs])} requests/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
     ratios = [ours.rate / theirs.rate for ours, theirs in zip(*results.values(), strict=True)]
-    print(
-        f"ratio, round by round: median {median(ratios):.2f}, {min(ratios):.2f}-{max(ratios):.2f} (bound 3, aim 5)"
-    )
+    print(f"ratio, round by round: median {median(ratios):.2f}, {min(ratios):.2f}-{max(ratios):.2f} (bound 3, aim 5)")
 
 
 if __name__ == "__main__":

@@ -100,9 +100,7 @@ def main() -> None:
         _, url = ground.stack.api()
         others = [ground.stack.relay(), ground.stack.worker(concurrency=CONCURRENCY)]
         time.sleep(4)
-        ours = measure(
-            "headrace", lambda: run_headrace(ground, options.jobs, url), options.jobs, options.rounds
-        )
+        ours = measure("headrace", lambda: run_headrace(ground, options.jobs, url), options.jobs, options.rounds)
         for process in others:
             process.terminate()
             process.wait()

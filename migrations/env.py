@@ -21,9 +21,7 @@ def run() -> None:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.execute(text("SET statement_timeout = '10min'"))
         connection.commit()
-        context.configure(
-            connection=connection, target_metadata=Base.metadata, transaction_per_migration=True
-        )
+        context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
         with context.begin_transaction():
             context.run_migrations()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})

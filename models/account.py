@@ -7,6 +7,7 @@ is stored as its SHA-256, for which a fast hash is right at full entropy.
 import asyncio
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from models.database import create_engine, fetch_one, read_one
 from models.ids import new_id
 
 DEVELOPMENT_TENANT = "development"
+_KEY = re.compile(r"hr_([0-9a-z]{1,64})_([0-9a-z]{1,128})")
 
 
 class Tenant(Base):
@@ -70,9 +72,8 @@ def generate_key() -> NewKey:
 
 def split_key(text: str) -> tuple[str, str] | None:
     """The lookup and secret parts of a key's text, or None when it is not one."""
-    head, _, rest = text.partition("_")
-    lookup, _, secret = rest.partition("_")
-    return (lookup, secret) if head == "hr" and lookup and secret else None
+    found = _KEY.fullmatch(text)
+    return (found[1], found[2]) if found else None
 
 
 def secret_matches(secret: str, secret_hash: bytes) -> bool:
@@ -82,7 +83,7 @@ def secret_matches(secret: str, secret_hash: bytes) -> bool:
 
 def select_live_key(lookup: str) -> Select[tuple[ApiKey]]:
     """The columns of a key that is neither revoked nor past its expiry."""
-    return select(ApiKey.__table__).where(  # type: ignore[return-value]  # columns, not entities
+    return select(ApiKey.__table__).where(
         ApiKey.lookup == lookup,
         ApiKey.revoked_at.is_(None),
         (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > func.now()),

@@ -144,7 +144,6 @@ def load_catalog(path: Path | None = None) -> Catalog:
         raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'catalogue'}: {problem['msg']}"
-            for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc'])) or 'catalogue'}: {problem['msg']}" for problem in error.errors()
         )
         raise ConfigurationError(f"{source}: {problems}") from error

@@ -36,6 +36,7 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
+        hide_parameters=True,  # they are prompts and keys, and errors are logged
         json_serializer=dump_json,
         json_deserializer=orjson.loads,
         connect_args={
@@ -57,26 +58,20 @@ def dump_json(value: object) -> str:
     return orjson.dumps(value, default=str).decode()
 
 
-async def fetch_all(
-    engine: AsyncEngine, statement: Executable, params: Params | None = None
-) -> Sequence[RowMapping]:
+async def fetch_all(engine: AsyncEngine, statement: Executable, params: Params | None = None) -> Sequence[RowMapping]:
     """Run one statement as its own transaction and return its rows."""
     async with engine.connect() as connection:
         result = await connection.execute(statement, params)
         return result.mappings().all() if result.returns_rows else ()
 
 
-async def fetch_one(
-    engine: AsyncEngine, statement: Executable, params: Params | None = None
-) -> RowMapping | None:
+async def fetch_one(engine: AsyncEngine, statement: Executable, params: Params | None = None) -> RowMapping | None:
     """Run one statement as its own transaction and return its first row, if any."""
     rows = await fetch_all(engine, statement, params)
     return rows[0] if rows else None
 
 
-async def read_all(
-    engine: AsyncEngine, statement: Executable, params: Params | None = None
-) -> Sequence[RowMapping]:
+async def read_all(engine: AsyncEngine, statement: Executable, params: Params | None = None) -> Sequence[RowMapping]:
     """As :func:`fetch_all`, for statements that may run twice: a dead connection of the pool is not an error.
 
     After a restart of Postgres the pool's connections are dead and only their use tells; the pool is renewed
@@ -90,9 +85,7 @@ async def read_all(
         return await fetch_all(engine, statement, params)
 
 
-async def read_one(
-    engine: AsyncEngine, statement: Executable, params: Params | None = None
-) -> RowMapping | None:
+async def read_one(engine: AsyncEngine, statement: Executable, params: Params | None = None) -> RowMapping | None:
     """As :func:`fetch_one`, for statements that may run twice."""
     rows = await read_all(engine, statement, params)
     return rows[0] if rows else None

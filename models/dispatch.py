@@ -6,9 +6,7 @@ window for its weight. Priority orders the jobs of one tenant; it never moves on
 
 from sqlalchemy import text
 
-LOCK_QUEUE = text(
-    "SELECT pg_try_advisory_xact_lock(hashtextextended('headrace.queue.' || :queue, 0)) AS locked"
-)
+LOCK_QUEUE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('headrace.queue.' || :queue, 0)) AS locked")
 """Make this transaction the queue's only publisher; false when another relay is at it."""
 
 SELECT_ROOM = text("""

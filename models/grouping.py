@@ -73,7 +73,7 @@ class GroupCommit(Generic[T, R]):
     async def _flush_group(self, group: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:
             results = await self._flush([item for item, _ in group])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers
             if len(group) > 1 and not self._shared_fate(error):
                 for entry in group:
                     await self._flush_group([entry])

@@ -28,15 +28,11 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(
-            f"status IN ({', '.join(repr(status.value) for status in JobStatus)})", name="status_known"
-        ),
+        CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in JobStatus)})", name="status_known"),
         Index("ix_jobs_due", "queue", "tenant_id", "priority", "next_attempt_at", "id", postgresql_where=DUE),
         Index("ix_jobs_window", "queue", "tenant_id", postgresql_where=WINDOW),
         Index("ix_jobs_in_progress", "worker_id", postgresql_where=text("status = 'in_progress'")),
-        Index(
-            "ix_jobs_unfinished", "expires_at", postgresql_where=text("status IN ('queued', 'in_progress')")
-        ),
+        Index("ix_jobs_unfinished", "expires_at", postgresql_where=text("status IN ('queued', 'in_progress')")),
         Index(
             "uq_jobs_idempotency_key",
             "tenant_id",

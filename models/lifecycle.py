@@ -40,9 +40,7 @@ class JobStatus(StrEnum):
 
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset(
-        {JobStatus.IN_PROGRESS, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}
-    ),
+    JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}),
     JobStatus.IN_PROGRESS: frozenset(
         {
             JobStatus.COMPLETED,

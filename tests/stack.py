@@ -23,6 +23,13 @@ from models.ids import new_id
 from models.job import INSERT_JOBS
 
 ROOT = Path(__file__).parent.parent
+_MOCK_LLM: Mapping[str, Any] = {  # Any: TOML values
+    "tier": "mock",
+    "provider": "mock",
+    "context_window": 4096,
+    "input_price": "1",
+    "output_price": "2",
+}
 Row = dict[str, Any]  # Any: whatever a column holds
 
 
@@ -74,10 +81,8 @@ class Database:
 
     def _query(self, query: str, params: tuple[object, ...] | Mapping[str, object]) -> list[Row]:
         if self._connection is None:
-            self._connection = psycopg.connect(
-                self.url.replace("+psycopg", ""), autocommit=True, row_factory=dict_row
-            )
-        cursor = self._connection.execute(query, params)  # type: ignore[call-overload]  # text, not a literal
+            self._connection = psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True, row_factory=dict_row)
+        cursor = self._connection.execute(query, params)
         return cursor.fetchall() if cursor.description else []
 
     def named_rows(self, query: str, params: Mapping[str, object]) -> list[Row]:
@@ -145,7 +150,9 @@ class Database:
             " WHERE result ->> 'text' IS DISTINCT FROM request -> 'messages' -> -1 ->> 'content'"
         )
         assert wrong == []
-        completions = "SELECT job_id, count(*) FROM attempts WHERE outcome = 'completed' GROUP BY 1 HAVING count(*) <> 1"
+        completions = (
+            "SELECT job_id, count(*) FROM attempts WHERE outcome = 'completed' GROUP BY 1 HAVING count(*) <> 1"
+        )
         assert self.rows(completions) == []
         assert self.value("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == jobs
         assert self.value("SELECT count(*) FROM attempts WHERE outcome IS NULL") == 0
@@ -154,7 +161,9 @@ class Database:
             " GROUP BY j.id HAVING j.cost_usd <> coalesce(sum(l.cost_usd), 0)"
         )
         assert drift == []
-        settled = "SELECT count(*) FROM ledger_entries l JOIN attempts a ON a.id = l.attempt_id WHERE outcome = 'completed'"
+        settled = (
+            "SELECT count(*) FROM ledger_entries l JOIN attempts a ON a.id = l.attempt_id WHERE outcome = 'completed'"
+        )
         assert self.value(settled) == jobs
 
 
@@ -197,20 +206,8 @@ class Stack:
         for tier in sorted({str(llm.get("tier", "mock")) for llm in llms.values()}):
             lines += [f"[tiers.{tier}]", f'queue = "{tier}"', 'pool = "cpu"']
         for name, llm in llms.items():
-            top = {
-                "tier": "mock",
-                "provider": "mock",
-                "context_window": 4096,
-                "input_price": "1",
-                "output_price": "2",
-            }
-            top |= {key: value for key, value in llm.items() if key != "mock"}
-            lines += [
-                f"[llms.{name}]",
-                *_toml(top),
-                f"[llms.{name}.mock]",
-                *_toml(llm.get("mock", {})),
-            ]  # type: ignore[arg-type]
+            top = {**_MOCK_LLM} | {key: value for key, value in llm.items() if key != "mock"}
+            lines += [f"[llms.{name}]", *_toml(top), f"[llms.{name}.mock]", *_toml(llm.get("mock", {}))]
         path = self.directory / "catalog.toml"
         path.write_text("\n".join(lines), encoding="utf-8")
         self.settings["HEADRACE_CATALOG"] = str(path)

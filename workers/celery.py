@@ -34,7 +34,7 @@ def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types
     The reasons of each are measured facts about Celery 5.7: Postgres is the truth, so a message may be
     lost or come twice; what must not happen is that one blocks, or that its body says more than ids.
     """
-    settings = WorkSettings()  # type: ignore[call-arg]  # from the environment
+    settings = WorkSettings()
     is_redis = settings.broker.startswith(("redis", "valkey"))
     queues = load_catalog(settings.catalog).queues
     return {
@@ -73,14 +73,14 @@ _REDIS_OPTIONS = {
 }
 
 
-class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+class RunnerStep(bootsteps.StartStopStep):
     """Starts the runner before the worker consumes, and drains it when the worker shuts down."""
 
-    requires = {"celery.worker.components:Pool"}  # noqa: RUF012 - Celery's way to order steps
+    requires = ("celery.worker.components:Pool",)
 
     def start(self, worker: Any) -> None:  # Any: Celery's WorkController
         worker.app.runner = Runner(
-            settings := WorkerSettings(),  # type: ignore[call-arg]  # from the environment
+            settings := WorkerSettings(),
             load_catalog(settings.catalog),
             name=worker.hostname,
             queues=list(worker.app.amqp.queues.consume_from),

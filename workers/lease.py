@@ -69,9 +69,7 @@ class Lease:
 
     async def _beat(self, in_flight: int, waiting: Collection[UUID], on_lost: Callable[[], None]) -> None:
         if not self._registered:
-            await fetch_all(
-                self._engine, REGISTER, {"id": self.id, "lease_s": self._lease_s, **self._identity}
-            )
+            await fetch_all(self._engine, REGISTER, {"id": self.id, "lease_s": self._lease_s, **self._identity})
             self._registered = True
             return
         params = {"id": self.id, "lease_s": self._lease_s, "in_flight": in_flight, "waiting": list(waiting)}

@@ -63,14 +63,20 @@ class Publisher:
         """Messages that wait in a queue, which is made if it does not exist."""
         with self._broker_errors(), self._celery.connection_or_acquire() as connection:
             bound = self._celery.amqp.queues[queue](connection.default_channel)
-            return int(bound.queue_declare().message_count)
+            return int(bound.queue_declare().message_count)  # type: ignore[union-attr]  # its types name the queue
 
     @contextmanager
     def _broker_errors(self) -> Iterator[None]:
         connection = self._celery.connection_for_write()
+        errors: tuple[type[BaseException], ...] = (
+            *connection.connection_errors,
+            *connection.channel_errors,
+            BrokerError,
+            OSError,
+        )
         try:
             yield
-        except (*connection.connection_errors, *connection.channel_errors, BrokerError, OSError) as error:
+        except errors as error:
             raise BrokerUnavailable(str(error)) from error
 
 
@@ -178,7 +184,7 @@ async def _every(interval_s: float, name: str, duty: Any) -> None:  # Any: an as
         try:
             await duty()
         except _OUTSIDE_ERRORS as error:
-            log.warning(f"relay.{name}_failed", error=_first_line(error))
+            log.warning("relay.duty_failed", duty=name, error=_first_line(error))
         await asyncio.sleep(interval_s)
 
 
@@ -200,7 +206,7 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:  # Any: the
 def main() -> None:
     """Run a relay until SIGTERM or SIGINT."""
     configure_logging()
-    settings = RelaySettings()  # type: ignore[call-arg]  # from the environment
+    settings = RelaySettings()
     try:
         catalog = load_catalog(settings.catalog)
     except ConfigurationError as error:

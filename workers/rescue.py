@@ -3,10 +3,9 @@
 Several may run at once. Each pass is bounded and repeated until nothing is left.
 """
 
+import structlog
 from sqlalchemy import TextClause
 from sqlalchemy.ext.asyncio import AsyncEngine
-
-import structlog
 
 from models.attempt import RESCUE
 from models.database import Params, dump_json, fetch_all
@@ -30,9 +29,7 @@ class Rescuer:
         self._wakeups = wakeups
         self._lease_s = lease_s
         expired = JobFailure(FailureCode.EXPIRED, "the job was not finished in its time")
-        killer = JobFailure(
-            FailureCode.MAX_DELIVERIES, f"{max_deliveries} workers were lost while they ran this job"
-        )
+        killer = JobFailure(FailureCode.MAX_DELIVERIES, f"{max_deliveries} workers were lost while they ran this job")
         self._rescue_params: Params = {
             "limit": BATCH,
             "max_deliveries": max_deliveries,

@@ -13,7 +13,7 @@ class WorkSettings(StoreSettings, CatalogSettings):
         default=30.0,
         ge=1,
         le=3600,
-        description="Seconds after its last heartbeat at which a process counts as gone; it beats three times as often.",
+        description="Seconds without a heartbeat after which a process counts as gone; it beats every third.",
     )
 
     @property
@@ -44,9 +44,7 @@ class WorkerSettings(WorkSettings):
 class RelaySettings(WorkSettings):
     """One relay process, which also rescues."""
 
-    poll_s: float = Field(
-        default=0.5, gt=0, description="Seconds between looks for due jobs without a wake-up."
-    )
+    poll_s: float = Field(default=0.5, gt=0, description="Seconds between looks for due jobs without a wake-up.")
     window_factor: float = Field(
         default=2.0, ge=1, description="Jobs published per queue, as a multiple of its workers' capacity."
     )

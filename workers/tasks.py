@@ -3,7 +3,7 @@
 from workers.celery import TASK, app
 
 
-@app.task(name=TASK)  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name=TASK)
 def run_jobs(job_ids: list[str]) -> None:
     """Run jobs, given by their ids in hex."""
     app.run_jobs(job_ids)

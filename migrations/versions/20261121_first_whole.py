@@ -51,9 +51,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"], ["tenants.id"], name=op.f("fk_api_keys_tenant_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_api_keys_tenant_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("lookup", name=op.f("uq_api_keys_lookup")),
     )
@@ -80,9 +78,7 @@ def upgrade() -> None:
         sa.Column("request_hash", sa.LargeBinary(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column(
-            "next_attempt_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
+        sa.Column("next_attempt_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("dispatched_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
@@ -210,9 +206,7 @@ def downgrade() -> None:
     op.drop_table("attempts")
     op.drop_index(op.f("ix_ledger_entries_tenant_id_created_at"), table_name="ledger_entries")
     op.drop_table("ledger_entries")
-    op.drop_index(
-        "uq_jobs_idempotency_key", table_name="jobs", postgresql_where=sa.text("idempotency_key IS NOT NULL")
-    )
+    op.drop_index("uq_jobs_idempotency_key", table_name="jobs", postgresql_where=sa.text("idempotency_key IS NOT NULL"))
     op.drop_index(
         "ix_jobs_window",
         table_name="jobs",
@@ -224,9 +218,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("status IN ('queued', 'in_progress')"),
     )
     op.drop_index("ix_jobs_tenant", table_name="jobs")
-    op.drop_index(
-        "ix_jobs_in_progress", table_name="jobs", postgresql_where=sa.text("status = 'in_progress'")
-    )
+    op.drop_index("ix_jobs_in_progress", table_name="jobs", postgresql_where=sa.text("status = 'in_progress'"))
     op.drop_index(
         "ix_jobs_due",
         table_name="jobs",

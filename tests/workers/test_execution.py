@@ -13,9 +13,7 @@ FAILING = {"error": "overloaded", "output_tokens": 0}
 def test_a_transient_error_is_retried_with_backoff_and_the_cost_of_each_attempt_is_booked(
     stack: Stack, database: Database
 ) -> None:
-    stack.catalog(
-        {"flaky": {"retries": 20, "mock": {"error": "timeout", "error_calls": 15, "retry_after_s": 0.1}}}
-    )
+    stack.catalog({"flaky": {"retries": 20, "mock": {"error": "timeout", "error_calls": 15, "retry_after_s": 0.1}}})
     stack.relay()
     stack.worker()
     database.submit([f"prompt {n}" for n in range(20)], route=["flaky"])
@@ -78,9 +76,7 @@ def test_a_cancelled_job_stops_in_flight_and_its_usage_is_booked(stack: Stack, d
     assert database.value("SELECT count(*) FROM ledger_entries") == 1
 
 
-def test_a_cancellation_whose_wake_up_is_lost_is_learnt_from_the_heartbeat(
-    stack: Stack, database: Database
-) -> None:
+def test_a_cancellation_whose_wake_up_is_lost_is_learnt_from_the_heartbeat(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"latency_s": 60}}})
     stack.relay()
     stack.worker()
@@ -97,9 +93,7 @@ def test_jobs_expire_in_the_queue_and_in_flight(stack: Stack, database: Database
     stack.worker()
     database.submit(["runs"], expires_in=6)
     database.wait_until_finished(30)
-    jobs = database.rows(
-        "SELECT status, error ->> 'code' AS code, attempt_count FROM jobs ORDER BY attempt_count"
-    )
+    jobs = database.rows("SELECT status, error ->> 'code' AS code, attempt_count FROM jobs ORDER BY attempt_count")
     assert [tuple(job.values()) for job in jobs] == [("expired", "expired", 0), ("expired", "expired", 1)]
 
 

@@ -32,9 +32,7 @@ def test_jobs_of_a_killed_worker_are_run_by_another(stack: Stack, database: Data
     assert database.value("SELECT count(*) FROM attempts WHERE outcome = 'lost'") == 4
 
 
-def test_200_jobs_complete_once_while_workers_are_killed_three_times(
-    stack: Stack, database: Database
-) -> None:
+def test_200_jobs_complete_once_while_workers_are_killed_three_times(stack: Stack, database: Database) -> None:
     stack.catalog(SLOW)
     stack.relay()
     workers = [stack.worker(), stack.worker()]
@@ -61,9 +59,7 @@ def test_a_killed_relay_loses_nothing(stack: Stack, database: Database) -> None:
     database.assert_each_completed_once(100)
 
 
-def test_a_broker_that_comes_back_empty_loses_nothing(
-    stack: Stack, database: Database, valkey: EmbeddedValkey
-) -> None:
+def test_a_broker_that_comes_back_empty_loses_nothing(stack: Stack, database: Database, valkey: EmbeddedValkey) -> None:
     stack.catalog(SLOW)
     stack.relay()
     stack.worker()

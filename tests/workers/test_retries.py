@@ -12,9 +12,7 @@ def longest(_low: float, high: float) -> float:
 
 
 def outcome(code: FailureCode, failures: int, *, fallback: bool, retries: int = 2) -> type:
-    decision = decide(
-        JobFailure(code, ""), failures=failures, retries=retries, has_fallback=fallback, uniform=longest
-    )
+    decision = decide(JobFailure(code, ""), failures=failures, retries=retries, has_fallback=fallback, uniform=longest)
     return type(decision)
 
 
@@ -38,9 +36,7 @@ def outcome(code: FailureCode, failures: int, *, fallback: bool, retries: int = 
         (FailureCode.INTERNAL, 1, False, Fail),
     ],
 )
-def test_a_failure_is_decided_by_its_code(
-    code: FailureCode, failures: int, fallback: bool, expected: type
-) -> None:
+def test_a_failure_is_decided_by_its_code(code: FailureCode, failures: int, fallback: bool, expected: type) -> None:
     assert outcome(code, failures, fallback=fallback) is expected
 
 

@@ -16,8 +16,9 @@ from models.errors import ConfigurationError, FailureCode
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
 
 if TYPE_CHECKING:
-    from llama_cpp import Llama, LlamaGrammar
+    from llama_cpp import Llama
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+    from llama_cpp.llama_grammar import LlamaGrammar
 
 _DEFAULT_TEMPERATURE = 0.8
 _PACKAGE = "package:"
@@ -76,9 +77,7 @@ class LlamaCppProvider:
         if self._llama is None or self._formatter is None:
             self._llama, self._formatter = load(self._llm)
         formatted = self._formatter(messages=request.messages)  # type: ignore[arg-type]  # its TypedDicts
-        prompt = self._llama.tokenize(
-            formatted.prompt.encode(), add_bos=not formatted.added_special, special=True
-        )
+        prompt = self._llama.tokenize(formatted.prompt.encode(), add_bos=not formatted.added_special, special=True)
         if len(prompt) >= self._llm.context_window:
             raise ProviderError.of(
                 FailureCode.CONTEXT_LENGTH_EXCEEDED,
@@ -122,9 +121,7 @@ def load(llm: LLM) -> tuple["Llama", "Jinja2ChatFormatter"]:
         )
     except (ConfigurationError, ValueError) as error:
         raise ProviderError.of(FailureCode.INTERNAL, f"cannot load the model: {error}") from error
-    bos, eos = (
-        llama.detokenize([token], special=True).decode() for token in (llama.token_bos(), llama.token_eos())
-    )
+    bos, eos = (llama.detokenize([token], special=True).decode() for token in (llama.token_bos(), llama.token_eos()))
     template = llama.metadata.get("tokenizer.chat_template")
     if template is None:
         raise ProviderError.of(FailureCode.INTERNAL, "the model has no chat template")

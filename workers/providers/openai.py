@@ -44,9 +44,7 @@ class OpenAIProvider:
         try:
             response = await self._client.post("/chat/completions", json=to_wire(request, self._model))
         except httpx.TimeoutException as error:
-            raise ProviderError.of(
-                FailureCode.TIMEOUT, f"no answer in time ({type(error).__name__})"
-            ) from error
+            raise ProviderError.of(FailureCode.TIMEOUT, f"no answer in time ({type(error).__name__})") from error
         except httpx.HTTPError as error:
             raise ProviderError.of(FailureCode.CONNECTION, str(error) or type(error).__name__) from error
         if not response.is_success:

@@ -53,9 +53,7 @@ def failure(entry: LLM) -> ProviderError:
     return caught.value
 
 
-def test_a_request_is_translated_and_answered(
-    httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_is_translated_and_answered(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Request] = []
 
     def answer(request: Request) -> Response:

@@ -1,0 +1,91 @@
+"""The front door: records intent, reads state; it never talks to Celery and never calls an LLM."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+
+from api.auth import Authenticator
+from api.deps import Services
+from api.edge import Edge, Traffic
+from api.errors import install_error_handlers
+from api.health import Health
+from api.openapi import DocumentedApp
+from api.routes import docs, health, jobs
+from api.settings import ApiSettings
+from api.submission import Submitter
+from api.waiting import Waiters
+from models.catalog import load_catalog
+from models.database import create_engine
+from models.telemetry import configure_logging
+from models.wakeups import Wakeups
+
+_NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+}
+"""FastAPI's own instrumentation, which asks on every request whether someone has configured it."""
+
+
+def create_app(settings: ApiSettings | None = None) -> FastAPI:
+    """The ASGI app; its settings come from the environment when none are given."""
+    settings = settings or ApiSettings()
+    traffic = Traffic()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logging()
+        async with _services(settings, traffic) as services:
+            app.state.services = services
+            yield
+
+    app = DocumentedApp(
+        title="Headrace",
+        description="Asynchronous LLM jobs: submit one, read its state until it has finished.",
+        version=version("headrace"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )
+    app.add_middleware(Edge, traffic=traffic)
+    install_error_handlers(app)
+    jobs.install_submission(app)
+    for router in (jobs.router, health.router):
+        app.include_router(router)
+    docs.install_docs(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Services]:
+    catalog = load_catalog(settings.catalog)
+    engine = create_engine(settings.database_url, name="api", pool_size=settings.api_pool_size)
+    wakeups = Wakeups(settings.redis_url)
+    waiters = Waiters(engine, wakeups)
+    submitter = Submitter(engine, wakeups, group_limit=settings.submit_group_limit, retry_s=settings.submit_retry_s)
+    background = [asyncio.create_task(waiters.listen()), asyncio.create_task(waiters.sweep())]
+    try:
+        yield Services(
+            settings=settings,
+            engine=engine,
+            wakeups=wakeups,
+            catalog=catalog,
+            authenticator=Authenticator(engine, cache_s=settings.api_key_cache_s),
+            submitter=submitter,
+            waiters=waiters,
+            health=Health(engine, wakeups, catalog),
+            traffic=traffic,
+        )
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await wakeups.close()
+        await engine.dispose()

@@ -1,0 +1,61 @@
+"""What handlers ask for, as ``Annotated`` aliases that read as a signature."""
+
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Path
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+
+from api.auth import Authenticator, Caller
+from api.edge import Traffic
+from api.health import Health
+from api.settings import ApiSettings
+from api.submission import Submitter
+from api.waiting import Waiters
+from models.catalog import Catalog
+from models.errors import NotFound
+from models.ids import JOB, from_wire
+from models.wakeups import Wakeups
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one API process holds while it runs."""
+
+    settings: ApiSettings
+    engine: AsyncEngine
+    wakeups: Wakeups
+    catalog: Catalog
+    authenticator: Authenticator
+    submitter: Submitter
+    waiters: Waiters
+    health: Health
+    traffic: Traffic
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that handles a request."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+
+
+async def _caller(request: Request, services: ServicesDep) -> Caller:
+    return await services.authenticator.authenticate(request)
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+def _job_id(job_id: Annotated[str, Path(description="A job's id.", examples=["job_..."])]) -> UUID:
+    parsed = from_wire(JOB, job_id)
+    if parsed is None:
+        raise NotFound("There is no such job.")
+    return parsed
+
+
+JobId = Annotated[UUID, Depends(_job_id)]

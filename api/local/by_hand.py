@@ -1,0 +1,27 @@
+"""The commands that a person types to use a running Headrace."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def curl_commands(api_url: str, key_file: Path, body: Mapping[str, object]) -> list[str]:
+    """The lines of two commands: one submits a job, one reads its answer."""
+    authorization = f'-H "Authorization: Bearer $(cat {shlex.quote(short(key_file))})"'
+    return [
+        f"curl -s {api_url}/v1/jobs \\",
+        f"  {authorization} \\",
+        "  -H 'Content-Type: application/json' \\",
+        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+        "",
+        f"curl -s '{api_url}/status/<id>?wait=30' \\",
+        f"  {authorization}",
+    ]
+
+
+def short(path: Path) -> str:
+    """A path as a person in the current directory would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,237 @@
+"""The whole of Headrace on one machine: servers where no URL is set, then every process, supervised."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+import httpx
+
+from api.local import ports
+from api.local.errors import LocalError
+from api.local.housing import make_data_directory
+from api.local.lock import DirectoryLock
+from api.local.postgres import EmbeddedPostgres
+from api.local.processes import StopStep, python
+from api.local.servers import EmbeddedServer
+from api.local.supervisor import ProcessSpec, Supervisor
+from api.local.valkey import EmbeddedValkey
+from models.catalog import Catalog, load_catalog
+from models.errors import ConfigurationError
+from models.settings import CatalogSettings
+
+LOOPBACK = "127.0.0.1"
+USUAL_PORT = 8000
+USUAL_FLOWER_PORT = 5555
+KEY_FILE = "api_key"
+PROVISION_TIMEOUT_S = 600.0
+API_START_TIMEOUT_S = 60.0
+SERVERS: Mapping[str, type[EmbeddedServer]] = {
+    "HEADRACE_DATABASE_URL": EmbeddedPostgres,
+    "HEADRACE_REDIS_URL": EmbeddedValkey,
+}
+# A worker finishes what it can in its own drain time; the leases of the jobs that it cuts off expire, and
+# they run again. The quit is for one that hangs.
+WORKER_STOP = (StopStep(signal.SIGTERM, 30.0), StopStep(signal.SIGQUIT, 5.0))
+
+# Idle OpenMP threads sleep instead of spinning on a small machine's few cores; and Celery's warning about
+# root, which is for workers that unpickle what they are sent, is no news to who started this as root.
+WORKER_ENV = {
+    "OMP_WAIT_POLICY": "passive",
+    "PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges",
+}
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """What the person who starts the stack chose; a port of ``None`` is the usual one, or a free one."""
+
+    data_dir: Path
+    host: str = LOOPBACK
+    port: int | None = None
+    flower: bool = True
+    flower_port: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A stack that is up, and where to find it."""
+
+    supervisor: Supervisor
+    data_dir: Path
+    api_url: str
+    flower_url: str | None
+
+    @property
+    def key_file(self) -> Path:
+        """The file that holds the development tenant's API key."""
+        return self.data_dir / KEY_FILE
+
+
+@contextmanager
+def running_stack(
+    options: StackOptions,
+    environment: Environment,
+    *,
+    show: Callable[[str, str], None] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Iterator[Running]:
+    """Start everything, yield once the API is ready, and stop everything on the way out.
+
+    ``environment`` is what the processes inherit; an embedded server is started for each URL that is missing
+    there. ``show`` is told what the processes write, ``progress`` what is being done.
+
+    Raises LocalError when something cannot start, and Interrupted when a signal asks to stop before that.
+    """
+    data_dir = make_data_directory(options.data_dir)
+    catalog = _catalog()
+    with ExitStack() as cleanup:
+        lock = DirectoryLock(data_dir / "headrace.lock")
+        lock.acquire()
+        cleanup.callback(lock.release)
+        servers = {name: kind(data_dir) for name, kind in SERVERS.items() if not environment.get(name)}
+        for server in servers.values():
+            cleanup.callback(server.close)
+        supervisor = cleanup.enter_context(Supervisor(data_dir / "logs", show))
+        env = {**environment, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+        for variable, server in servers.items():
+            progress(f"starting {server.name}")
+            supervisor.start(server.process_spec())
+            env[variable] = server.url
+        progress("migrating the database")
+        supervisor.complete(_provision(data_dir / KEY_FILE, env))
+        progress("starting the processes")
+        running = _start_processes(options, supervisor, data_dir, catalog, env)
+        yield running
+        progress("stopping")
+
+
+def _start_processes(
+    options: StackOptions, supervisor: Supervisor, data_dir: Path, catalog: Catalog, env: Environment
+) -> Running:
+    """Start the relay, the workers and Flower, which boot while the API, started last, is waited for."""
+    api_port = _port(options.host, options.port, USUAL_PORT, "--port")
+    flower_url = None
+    for spec in (_relay(env), *_workers(catalog, env)):
+        supervisor.start(spec)
+    if options.flower:
+        flower_port = _port(LOOPBACK, options.flower_port, USUAL_FLOWER_PORT, "--flower-port")
+        flower_url = f"http://{LOOPBACK}:{flower_port}"
+        supervisor.start(_flower(flower_port, env))
+    api_url = local_url(options.host, api_port)
+    supervisor.start(_api(options.host, api_port, api_url, env))
+    return Running(supervisor=supervisor, data_dir=data_dir, api_url=api_url, flower_url=flower_url)
+
+
+def _catalog() -> Catalog:
+    try:
+        return load_catalog(CatalogSettings().catalog)
+    except ConfigurationError as error:
+        raise LocalError(str(error)) from error
+
+
+def _port(host: str, asked: int | None, usual: int, option: str) -> int:
+    if asked is None:
+        return ports.choose_port(host, [usual])
+    if not ports.port_is_free(host, asked):
+        raise LocalError(f"port {asked} is in use by another program; choose another {option}, or leave it out")
+    return asked
+
+
+def local_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on ``host``."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return f"http://{host}:{port}"
+    if address.is_unspecified:
+        address = ip_address("::1" if isinstance(address, IPv6Address) else LOOPBACK)
+    return f"http://[{address}]:{port}" if isinstance(address, IPv6Address) else f"http://{address}:{port}"
+
+
+def _provision(key_file: Path, env: Environment) -> ProcessSpec:
+    """A process of its own: the supervisor lives long, and need not carry the database libraries."""
+    return ProcessSpec(
+        name="migrate",
+        argv=python("-m", "api.local.provision", str(key_file)),
+        env=env,
+        start_timeout_s=PROVISION_TIMEOUT_S,
+    )
+
+
+def _api(host: str, port: int, url: str, env: Environment) -> ProcessSpec:
+    return ProcessSpec(
+        name="api",
+        argv=python(
+            *("-m", "uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)),
+            *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "5"),
+        ),
+        env=env,
+        ready=lambda: _is_ready(url),
+        start_timeout_s=API_START_TIMEOUT_S,
+        stop=(StopStep(signal.SIGTERM, 10.0),),
+    )
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        # A proxy set for the outside world knows nothing of this machine.
+        with httpx.Client(trust_env=False, timeout=2.0) as client:
+            return client.get(f"{url}/readyz").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _relay(env: Environment) -> ProcessSpec:
+    return ProcessSpec(name="relay", argv=python("-m", "workers.relay"), env=env)
+
+
+def _workers(catalog: Catalog, env: Environment) -> list[ProcessSpec]:
+    """One worker process for each pool that the catalogue's tiers use."""
+    return [
+        ProcessSpec(
+            name=f"worker-{pool}",
+            argv=python(
+                *(
+                    "-m",
+                    "celery",
+                    "-A",
+                    "workers.celery",
+                    "--quiet",
+                    "worker",
+                    "-P",
+                    "threads",
+                    "-n",
+                    f"{pool}@%h",
+                ),
+                *("-Q", ",".join(catalog.queues_of_pool(pool)), "-c", str(config.concurrency)),
+                *(
+                    "--without-gossip",
+                    "--without-mingle",
+                    "--heartbeat-interval",
+                    "30",
+                    "--loglevel",
+                    "warning",
+                ),
+            ),
+            env={**WORKER_ENV, **env},
+            stop=WORKER_STOP,
+        )
+        for pool, config in catalog.pools_in_use.items()
+    ]
+
+
+def _flower(port: int, env: Environment) -> ProcessSpec:
+    return ProcessSpec(
+        name="flower",
+        argv=python(
+            *("-m", "celery", "-A", "workers.celery", "flower"),
+            *(f"--address={LOOPBACK}", f"--port={port}", "--logging=error"),
+        ),
+        env=env,
+        stop=(StopStep(signal.SIGTERM, 5.0),),
+    )

@@ -1,0 +1,100 @@
+"""The OpenAPI document: FastAPI's, with the shapes that handlers read and write by themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from api.schemas import HealthReport, JobList, JobRequest, JobResource, Problem
+
+Document = dict[str, Any]  # Any: JSON
+
+_REF = "#/components/schemas/{model}"
+_READ: tuple[type[BaseModel], ...] = (JobRequest,)
+_WRITTEN: tuple[type[BaseModel], ...] = (JobResource, JobList, Problem, HealthReport)
+_PUBLIC = ("/livez", "/readyz", "/health", "/metrics")
+
+_REFUSALS = {
+    401: "The API key is missing, unknown or revoked: `invalid_api_key`.",
+    404: "There is no such resource, or it is another tenant's: `not_found`, `model_not_found`.",
+    409: "The job has already finished: `job_finished`.",
+    413: "The body is too large: `payload_too_large`.",
+    415: "The body is not JSON: `unsupported_media_type`.",
+    422: "The request cannot be accepted: `validation_failed`, `idempotency_mismatch`,"
+    " `context_length_exceeded`, `cost_cap_exceeded`, `callback_url_refused`.",
+    503: "Postgres is away; nothing was recorded unless `detail` says otherwise: `unavailable`.",
+}
+
+
+class DocumentedApp(FastAPI):
+    """A FastAPI whose document has the API's security scheme and every shape that is referred to."""
+
+    def openapi(self) -> Document:
+        """The OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            _drop_foreign_refusals(document)
+            components = document.setdefault("components", {})
+            components["schemas"] = {**components.get("schemas", {}), **_schemas()}
+            components["securitySchemes"] = {
+                "api_key": {"type": "http", "scheme": "bearer", "description": "Your API key, `hr_...`."}
+            }
+            document["security"] = [{"api_key": []}]
+            for path in _PUBLIC:
+                document["paths"][path]["get"]["security"] = []
+        assert self.openapi_schema is not None  # set by FastAPI
+        return self.openapi_schema
+
+
+def answer(description: str, model: type[BaseModel], *headers: str) -> Document:
+    """A response that carries a shape."""
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+    names = {name: {"schema": {"type": "string"}} for name in headers}
+    return {"description": description, "content": content, "headers": names}
+
+
+def refusals(*statuses: int) -> dict[int | str, Document]:
+    """The problem documents that an operation may answer with, besides those of any operation."""
+    schema = {"$ref": _REF.format(model=Problem.__name__)}
+    return {
+        status: {
+            "description": _REFUSALS[status],
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        for status in sorted({401, 503, *statuses})
+    }
+
+
+def body_of(model: type[BaseModel]) -> Document:
+    """The request body of an operation that reads it by itself."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def header(name: str, description: str, **schema: object) -> Document:
+    """A request header of an operation that reads it by itself."""
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string", **schema},
+    }
+
+
+def _drop_foreign_refusals(document: Document) -> None:
+    """FastAPI documents an answer of its own to wrong parameters, which this app never gives."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document.get("components", {}).get("schemas", {}).pop(name, None)
+
+
+def _schemas() -> Document:
+    models = [(model, "validation") for model in _READ] + [(model, "serialization") for model in _WRITTEN]
+    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]  # literal modes
+    schemas: Document = definitions["$defs"]
+    return schemas

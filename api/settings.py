@@ -1,0 +1,29 @@
+"""What the front door can be told."""
+
+from pydantic import Field
+
+from models.settings import CatalogSettings, StoreSettings
+
+
+class ApiSettings(StoreSettings, CatalogSettings):
+    """The settings of the API process; it has no provider keys and no broker."""
+
+    max_body_bytes: int = Field(
+        default=4 * 1024 * 1024, ge=1024, description="Larger request bodies are refused with 413."
+    )
+    api_pool_size: int = Field(default=10, ge=2, le=100, description="Postgres connections that one API process keeps.")
+    api_key_cache_s: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=300,
+        description="Seconds an API key is trusted without asking Postgres: the delay of a revocation.",
+    )
+    submit_group_limit: int = Field(
+        default=256, ge=1, le=5000, description="Concurrent submissions recorded by one INSERT, at most."
+    )
+    submit_retry_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=60,
+        description="Seconds a submission is tried again when Postgres went away in mid-statement.",
+    )

@@ -1,0 +1,155 @@
+"""Builds the wheel of llama-cpp-python, which is published as source only, once per user.
+
+    python deploy/llama_wheel.py    # prints the path of the wheel; progress goes to stderr
+
+It runs before anything is installed, so it needs the standard library alone. More flags for CMake, such as
+``-DGGML_CUDA=ON``, may be given in ``CMAKE_ARGS``; each set of flags has a wheel of its own.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from progress import CommandError, follow, say
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LLAMA_LOCK = REPOSITORY / "requirements" / "llama.lock"
+BUILD_LOCK = REPOSITORY / "requirements" / "build.lock"
+
+# Native flags bind the wheel to the CPU that built it, and its code crashed on one with AMX; AVX2 stays on.
+PORTABLE = "-DGGML_NATIVE=OFF"
+
+_COMPILERS = {"C": ("CC", "cc", "gcc", "clang"), "C++": ("CXX", "c++", "g++", "clang++")}
+_NINJA_STEP = re.compile(r"\[\d+/\d+\]")
+_PIP_STEP = re.compile(r"^(Collecting|Installing) [^\s(]+")
+
+
+class BuildError(Exception):
+    """The wheel cannot be built; the message says what to do."""
+
+
+def ensure_wheel(*, rebuild: bool = False) -> Path:
+    """The user's wheel of the pinned version, built now if there is no intact one.
+
+    Raises BuildError when there is no compiler, and CommandError when the build fails.
+    """
+    flags = f"{PORTABLE} {os.environ.get('CMAKE_ARGS', '')}".strip()
+    home = _cache(os.environ) / _key(flags)
+    home.mkdir(exist_ok=True)
+    with _exclusive(home / "lock"):
+        wheel = None if rebuild else _intact_wheel(home)
+        return wheel or _build(home, flags)
+
+
+def _key(flags: str) -> str:
+    """What the wheel depends on: not the version of Python, for it calls its library through ctypes."""
+    pin = re.search(r"^llama-cpp-python==(\S+)", LLAMA_LOCK.read_text(), re.MULTILINE)
+    if pin is None:
+        raise BuildError(f"{LLAMA_LOCK} does not pin llama-cpp-python")
+    slug = re.sub(r"\W+", "-", flags).strip("-").lower()
+    return f"llama-cpp-python-{pin[1]}-{sysconfig.get_platform()}-{slug}"
+
+
+def _cache(environment: Mapping[str, str]) -> Path:
+    """The user's cache; a folder of the repository for a user without a home to write in."""
+    homes = [REPOSITORY / ".cache"]
+    if home := environment.get("HOME"):
+        homes.insert(0, Path(home, ".cache", "headrace"))
+    if cache := environment.get("XDG_CACHE_HOME"):
+        homes.insert(0, Path(cache, "headrace"))
+    for path in homes:
+        with contextlib.suppress(OSError):
+            wheels = path / "wheels"
+            wheels.mkdir(parents=True, exist_ok=True)
+            if os.access(wheels, os.W_OK | os.X_OK):
+                return wheels
+    raise BuildError(f"cannot write to any of {', '.join(map(str, homes))}")
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Two set-ups at once build one wheel; the lock of a killed one ends with it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another set-up is building llama-cpp-python; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _intact_wheel(home: Path) -> Path | None:
+    for wheel in home.glob("*.whl"):
+        checksum = wheel.with_suffix(".sha256")
+        if checksum.exists() and checksum.read_text().strip() == _sha256(wheel):
+            return wheel
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build(home: Path, flags: str) -> Path:
+    """Build beside the place of the wheel, and move it there whole."""
+    _require_compilers()
+    for abandoned in home.glob("building-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=home) as staging:
+        built = _compile(Path(staging), flags, log=home / "build.log")
+        wheel = home / built.name
+        wheel.with_suffix(".sha256").write_text(f"{_sha256(built)}\n")
+        return built.replace(wheel)
+
+
+def _require_compilers() -> None:
+    for language, (variable, *names) in _COMPILERS.items():
+        chosen = os.environ.get(variable, "").split()
+        if not any(shutil.which(name) for name in [*chosen[:1], *names]):
+            raise BuildError(
+                f"llama-cpp-python has to be compiled, and there is no {language} compiler. Install one\n"
+                "  (Debian, Ubuntu: apt-get install build-essential; Fedora: dnf install gcc-c++;\n"
+                "  macOS: xcode-select --install) and run this again."
+            )
+
+
+def _compile(staging: Path, flags: str, *, log: Path) -> Path:
+    """Compile with the pinned build tools, CMake and ninja among them, in an environment of their own."""
+    log.write_text("")
+    tools, wheels = staging / "tools", staging / "wheels"
+    env = {
+        **os.environ,
+        "CMAKE_ARGS": flags,
+        "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(staging),
+    }
+    pip = [str(tools / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    locked = ["--require-hashes", "--no-deps"]
+    make_tools = [sys.executable, "-m", "venv", str(tools)]
+    fetch_tools = [*pip, "install", *locked, "-r", str(BUILD_LOCK)]
+    # Without pip's cache, which would give back a wheel that was built with other flags.
+    build = [*pip, "-v", "wheel", "--no-cache-dir", "--no-build-isolation", *locked, "-w", str(wheels)]
+    build += ["-r", str(LLAMA_LOCK)]
+    say("llama-cpp-python is published as source only: it is compiled now, once for this user,")
+    say("which takes 5 to 12 minutes on 2 cores")
+    follow("preparing to compile", make_tools, step=_PIP_STEP, log=log)
+    follow("fetching the build tools", fetch_tools, step=_PIP_STEP, log=log, env=env)
+    follow("compiling llama-cpp-python", build, step=_NINJA_STEP, log=log, env=env)
+    return next(wheels.glob("*.whl"))
+
+
+if __name__ == "__main__":
+    try:
+        print(ensure_wheel())
+    except (BuildError, CommandError) as error:
+        sys.exit(f"headrace: {error}")

@@ -1,0 +1,69 @@
+"""Makes ``.venv``: every package at its locked version, Headrace itself and its console script.
+
+    python3 deploy/make_venv.py     # called by `make setup`, which knows when it is needed
+
+A finished environment is brought up to date in place; what an interrupted set-up left is made anew.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_wheel import REPOSITORY, BuildError, ensure_wheel
+from progress import CommandError, follow, say
+
+VENV = REPOSITORY / ".venv"
+STAMP = VENV / "stamp"
+PYTHON = VENV / "bin" / "python"
+PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", "--no-deps"]
+
+_STEP = re.compile(r"^(Collecting|Installing) [^\s(]+")
+
+
+def main() -> None:
+    """Make or update the environment; the caller writes the stamp when this has succeeded."""
+    wheel = ensure_wheel()  # first: it takes longest, and lacks a compiler if anything is lacking
+    if not (STAMP.exists() and _works("import pip")):
+        shutil.rmtree(VENV, ignore_errors=True)
+        VENV.mkdir()
+        _run("making .venv", [sys.executable, "-m", "venv", str(VENV)])
+    STAMP.unlink(missing_ok=True)
+    locked = ["--require-hashes", "-r", str(REPOSITORY / "requirements" / "dev.lock")]
+    _run("installing the locked packages", [*PIP, *locked])
+    _install_llama(wheel)
+    # The build backend is one of the locked packages: isolation would fetch one that is not.
+    _run("installing headrace", [*PIP, "--no-build-isolation", "--editable", str(REPOSITORY)])
+    # Workers start in two thirds of the time.
+    _run("byte-compiling", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")])
+    say("set-up complete")
+
+
+def _install_llama(wheel: Path) -> None:
+    """Install the wheel; one from the cache may be of a machine with other system libraries."""
+    _run("installing llama-cpp-python", [*PIP, str(wheel)])
+    if _works("import llama_cpp"):
+        return
+    say(f"{wheel} does not load on this machine")
+    _run("installing llama-cpp-python", [*PIP, "--force-reinstall", str(ensure_wheel(rebuild=True))])
+    if not _works("import llama_cpp"):
+        raise BuildError("llama-cpp-python was compiled here and does not load")
+
+
+def _works(code: str) -> bool:
+    if not PYTHON.exists():
+        return False
+    return subprocess.run([PYTHON, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def _run(what: str, command: Sequence[str]) -> None:
+    follow(what, command, step=_STEP, log=VENV / "setup.log")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BuildError, CommandError) as error:
+        sys.exit(f"headrace: {error}")
