@@ -66,10 +66,10 @@ def refusals(*statuses: int) -> dict[int | str, Document]:
     }
 
 
-def body_of(model: type[BaseModel]) -> Document:
+def body_of(model: type[BaseModel], example: Document) -> Document:
     """The request body of an operation that reads it by itself."""
     schema = {"$ref": _REF.format(model=model.__name__)}
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
 def header(name: str, description: str, **schema: object) -> Document:

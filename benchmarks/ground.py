@@ -54,9 +54,8 @@ def common_ground(**settings: str) -> Iterator[Ground]:
 
 def print_machine() -> None:
     """What was measured where and when, and whether commits really reach the disk."""
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    )
+    machine = f"{cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine}")
 
 
 def print_fsync(database_url: str) -> None:

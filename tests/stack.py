@@ -198,8 +198,7 @@ class Stack:
 
     def catalog(
         self,
-        llms: Mapping[str, Mapping[str, object]],
-        tiers: Mapping[str, str] | None = None,
+        llms: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Make the catalogue: mock LLMs by name with their behaviour; ``tier`` in one names another tier."""
         lines = []

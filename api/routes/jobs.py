@@ -51,6 +51,7 @@ class DirectRoute(APIRoute):
 
 router = APIRouter(tags=["Jobs"])
 
+_EXAMPLE = {"prompt": "Explain in one sentence what a headrace is.", "max_tokens": 64}
 _SUBMISSION_HEADERS = [
     header(
         "Idempotency-Key",
@@ -154,7 +155,7 @@ def install_submission(app: FastAPI) -> None:
             202: answer("The job is recorded.", JobResource, "Location", "Retry-After"),
             **refusals(404, 413, 415, 422),
         },
-        openapi_extra={"requestBody": body_of(JobRequest), "parameters": _SUBMISSION_HEADERS},
+        openapi_extra={"requestBody": body_of(JobRequest, _EXAMPLE), "parameters": _SUBMISSION_HEADERS},
     )
 
 

@@ -1,6 +1,7 @@
 """The openai provider against a real local HTTP server."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from workers.providers.openai import OpenAIProvider
 
 REQUEST = GenerationRequest(messages=[{"role": "user", "content": "hi"}], max_tokens=5, stop=["\n"], seed=7)
 ANSWER = {
-    "choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+    "choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "length"}],
     "usage": {"prompt_tokens": 9, "completion_tokens": 2},
 }
 
@@ -58,9 +59,7 @@ def test_a_request_is_translated_and_answered(httpserver: HTTPServer, monkeypatc
 
     def answer(request: Request) -> Response:
         seen.append(request)
-        return Response(
-            '{"choices": [{"message": {"content": "hello"}, "finish_reason": "length"}], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}'
-        )
+        return Response(json.dumps(ANSWER))
 
     httpserver.expect_request("/v1/chat/completions", method="POST").respond_with_handler(answer)
     monkeypatch.setenv("SOME_KEY", "sk-secret")
