@@ -14,6 +14,7 @@ Row = Mapping[Any, Any]  # Any: columns of several types, under keys as SQLAlche
 Resource = dict[str, Any]  # Any: JSON
 
 MAX_RETRY_AFTER_S = 30
+_RESULT_ORDER = ("text", "finish_reason", "model")
 
 
 def job_resource(row: Row, now: datetime | None = None) -> Resource:
@@ -37,7 +38,7 @@ def job_resource(row: Row, now: datetime | None = None) -> Resource:
         "finished_at": _timestamp_or_none(row["finished_at"]),
         "expires_at": timestamp(row["expires_at"]),
         "next_attempt_at": _next_attempt(status, row["next_attempt_at"], now or datetime.now(UTC)),
-        "result": row["result"],
+        "result": _result_resource(row["result"]),
         "error": row["error"],
         "usage": usage.as_wire() if finished or usage.total_tokens else None,
         "cost_usd": as_wire(row["cost_usd"]),
@@ -92,6 +93,13 @@ def _timestamp_or_none(moment: datetime | None) -> str | None:
 
 def _next_attempt(status: JobStatus, moment: datetime, now: datetime) -> str | None:
     return timestamp(moment) if status is JobStatus.QUEUED and moment > now else None
+
+
+def _result_resource(result: Row | None) -> Resource | None:
+    """A result with its members in the contract's order, which JSONB does not keep."""
+    if result is None:
+        return None
+    return {**{name: result[name] for name in _RESULT_ORDER if name in result}, **result}
 
 
 def _attempt_resource(attempt: Row) -> Resource:

@@ -50,8 +50,8 @@ class _Scrape(Collector):
 
     def _processes(self, snapshot: Snapshot) -> Iterator[Metric]:
         processes = GaugeMetricFamily("headrace_processes", "Live processes by role.", labels=["role"])
-        capacity = GaugeMetricFamily("headrace_capacity", "Jobs that live workers keep in flight.", labels=["pool"])
-        in_flight = GaugeMetricFamily("headrace_in_flight", "Jobs that live workers hold.", labels=["pool"])
+        capacity = GaugeMetricFamily("headrace_capacity", "Jobs that live workers keep in flight.", labels=["queues"])
+        in_flight = GaugeMetricFamily("headrace_in_flight", "Jobs that live workers hold.", labels=["queues"])
         for role in sorted({row["role"] for row in snapshot.processes}):
             processes.add_metric([role], sum(row["role"] == role for row in snapshot.processes))
         workers = [row for row in snapshot.processes if row["role"] == "worker"]

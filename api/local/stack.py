@@ -87,8 +87,10 @@ def running_stack(
 
     Raises LocalError when something cannot start, and Interrupted when a signal asks to stop before that.
     """
-    data_dir = make_data_directory(options.data_dir)
     catalog = _catalog()
+    api_port = _port(options.host, options.port, USUAL_PORT, "--port")
+    flower_port = _port(LOOPBACK, options.flower_port, USUAL_FLOWER_PORT, "--flower-port")
+    data_dir = make_data_directory(options.data_dir)
     with ExitStack() as cleanup:
         lock = DirectoryLock(data_dir / "headrace.lock")
         lock.acquire()
