@@ -46,6 +46,13 @@ def _in_one_line() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _database_url() -> str:
+    url = os.environ.get("HEADRACE_DATABASE_URL")
+    if not url:
+        raise LocalError("set HEADRACE_DATABASE_URL; `headrace up` has a database of its own")
+    return url
+
+
 @main.command()
 def up(
     host: Annotated[str, typer.Option(help="The address that the API listens on.")] = LOOPBACK,
@@ -83,11 +90,24 @@ def migrate() -> None:
     # Imported here because only this command needs the database libraries; `up` lives long and stays small.
     from models.database import migrate as run_migrations
 
-    url = os.environ.get("HEADRACE_DATABASE_URL")
     with _in_one_line():
-        if not url:
-            raise LocalError("set HEADRACE_DATABASE_URL; `headrace up` migrates its own database")
-        run_migrations(url)
+        run_migrations(_database_url())
+
+
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+main.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def create_key(
+    tenant: Annotated[str, typer.Option(help="Who pays; made if it does not exist.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "default",
+) -> None:
+    """Make an API key and print it; it cannot be shown again."""
+    from api.keys import make_key
+
+    with _in_one_line():
+        print(make_key(_database_url(), tenant, name))
 
 
 @main.command()

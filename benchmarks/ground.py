@@ -37,6 +37,7 @@ class Ground:
 def common_ground(**settings: str) -> Iterator[Ground]:
     """Start the servers and processes' settings for one benchmark, and stop everything after it."""
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as directory:
+        Path(directory).chmod(0o711)  # for the servers' own account
         postgres, valkey = (
             EmbeddedPostgres(Path(directory) / "servers"),
             EmbeddedValkey(Path(directory) / "servers"),

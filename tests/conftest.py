@@ -1,5 +1,6 @@
 """Real servers for every test: one Postgres per test process, one database and one Valkey per test."""
 
+import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,15 +11,16 @@ import pytest
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from models.database import migrate
-from tests.stack import Database, Stack
+from tests.stack import Database, Stack, reachable_directory
 
 _TEMPLATE = "migrated"
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[EmbeddedPostgres]:
     """A Postgres with a migrated template database, shared by the tests of one test process."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    directory = reachable_directory()
+    server = EmbeddedPostgres(directory, first_port=0)
     url = server.start()
     try:
         with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
@@ -27,6 +29,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
         yield server
     finally:
         server.stop()
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +56,14 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+def valkey() -> Iterator[EmbeddedValkey]:
     """A running, empty Valkey."""
-    server = EmbeddedValkey(tmp_path / "valkey")
+    directory = reachable_directory()
+    server = EmbeddedValkey(directory, first_port=0)
     server.start()
     yield server
     server.stop()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -31,6 +32,13 @@ _MOCK_LLM: Mapping[str, Any] = {  # Any: TOML values
     "output_price": "2",
 }
 Row = dict[str, Any]  # Any: whatever a column holds
+
+
+def reachable_directory() -> Path:
+    """A new temporary directory that the servers' own account can enter, unlike pytest's."""
+    directory = Path(tempfile.mkdtemp(prefix="headrace-test-"))
+    directory.chmod(0o711)
+    return directory
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, interval_s: float = 0.05) -> None:

@@ -36,8 +36,10 @@ class EmbeddedServer(ABC):
     usual_port: ClassVar[int]
     stop_steps: ClassVar[Sequence[StopStep]]
 
-    def __init__(self, data_dir: Path, state_root: Path = housing.STATE_ROOT) -> None:
+    def __init__(self, data_dir: Path, state_root: Path = housing.STATE_ROOT, *, first_port: int | None = None) -> None:
+        """``first_port`` is tried before any other in place of the usual one; 0 is a port that the system picks."""
         self.data_dir = data_dir
+        self._first_port = self.usual_port if first_port is None else first_port
         self._state_root = state_root
         self._account: Account | None = None
         self._directory: Path | None = None
@@ -215,8 +217,8 @@ class EmbeddedServer(ABC):
                 raise LocalError(f"port {self._port}, which {self.name} had, is now used by another program")
             return
         remembered = memory.read_text().strip() if memory.is_file() else ""
-        wanted = [int(remembered)] if remembered.isdigit() else []
-        self._port = ports.choose_port(HOST, [*wanted, self.usual_port])
+        wanted = [int(remembered) if remembered.isdigit() else 0, self._first_port]
+        self._port = ports.choose_port(HOST, filter(None, wanted))
         memory.write_text(f"{self._port}\n")
 
     def _wait_until_ready(self, timeout_s: float) -> None:

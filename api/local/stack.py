@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx
 
-from api.local import ports
 from api.local.errors import LocalError
 from api.local.housing import make_data_directory
 from api.local.lock import DirectoryLock
+from api.local.ports import choose_port, port_is_free
 from api.local.postgres import EmbeddedPostgres
 from api.local.processes import StopStep, python
 from api.local.servers import EmbeddedServer
@@ -72,6 +72,12 @@ class Running:
         return self.data_dir / KEY_FILE
 
 
+@dataclass(frozen=True)
+class _Ports:
+    api: int
+    flower: int | None
+
+
 @contextmanager
 def running_stack(
     options: StackOptions,
@@ -88,8 +94,7 @@ def running_stack(
     Raises LocalError when something cannot start, and Interrupted when a signal asks to stop before that.
     """
     catalog = _catalog()
-    api_port = _port(options.host, options.port, USUAL_PORT, "--port")
-    flower_port = _port(LOOPBACK, options.flower_port, USUAL_FLOWER_PORT, "--flower-port")
+    ports = _choose_ports(options)
     data_dir = make_data_directory(options.data_dir)
     with ExitStack() as cleanup:
         lock = DirectoryLock(data_dir / "headrace.lock")
@@ -100,33 +105,40 @@ def running_stack(
             cleanup.callback(server.close)
         supervisor = cleanup.enter_context(Supervisor(data_dir / "logs", show))
         env = {**environment, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
-        for variable, server in servers.items():
-            progress(f"starting {server.name}")
-            supervisor.start(server.process_spec())
-            env[variable] = server.url
+        env |= _start_servers(servers, supervisor, progress)
         progress("migrating the database")
         supervisor.complete(_provision(data_dir / KEY_FILE, env))
         progress("starting the processes")
-        running = _start_processes(options, supervisor, data_dir, catalog, env)
-        yield running
+        for spec in _processes(options, ports, catalog, env):
+            supervisor.start(spec)
+        yield Running(
+            supervisor=supervisor,
+            data_dir=data_dir,
+            api_url=local_url(options.host, ports.api),
+            flower_url=local_url(LOOPBACK, ports.flower) if ports.flower else None,
+        )
         progress("stopping")
 
 
-def _start_processes(
-    options: StackOptions, supervisor: Supervisor, data_dir: Path, catalog: Catalog, env: Environment
-) -> Running:
-    """Start the relay, the workers and Flower, which boot while the API, started last, is waited for."""
-    api_port = _port(options.host, options.port, USUAL_PORT, "--port")
-    flower_url = None
-    for spec in (_relay(env), *_workers(catalog, env)):
-        supervisor.start(spec)
-    if options.flower:
-        flower_port = _port(LOOPBACK, options.flower_port, USUAL_FLOWER_PORT, "--flower-port")
-        flower_url = f"http://{LOOPBACK}:{flower_port}"
-        supervisor.start(_flower(flower_port, env))
-    api_url = local_url(options.host, api_port)
-    supervisor.start(_api(options.host, api_port, api_url, env))
-    return Running(supervisor=supervisor, data_dir=data_dir, api_url=api_url, flower_url=flower_url)
+def _start_servers(
+    servers: Mapping[str, EmbeddedServer], supervisor: Supervisor, progress: Callable[[str], None]
+) -> Environment:
+    """Start servers, and return the variables that say where they are."""
+    found = {}
+    for variable, server in servers.items():
+        progress(f"starting {server.name}")
+        supervisor.start(server.process_spec())
+        found[variable] = server.url
+    return found
+
+
+def _processes(options: StackOptions, ports: _Ports, catalog: Catalog, env: Environment) -> Iterator[ProcessSpec]:
+    """Every process in the order of its start; the API, which is waited for, last: the others boot meanwhile."""
+    yield _relay(env)
+    yield from _workers(catalog, env)
+    if ports.flower:
+        yield _flower(ports.flower, env)
+    yield _api(options.host, ports.api, env)
 
 
 def _catalog() -> Catalog:
@@ -136,10 +148,18 @@ def _catalog() -> Catalog:
         raise LocalError(str(error)) from error
 
 
+def _choose_ports(options: StackOptions) -> _Ports:
+    """The ports for the processes; raises LocalError when one that was asked for is taken."""
+    api = _port(options.host, options.port, USUAL_PORT, "--port")
+    if not options.flower:
+        return _Ports(api, None)
+    return _Ports(api, _port(LOOPBACK, options.flower_port, USUAL_FLOWER_PORT, "--flower-port"))
+
+
 def _port(host: str, asked: int | None, usual: int, option: str) -> int:
     if asked is None:
-        return ports.choose_port(host, [usual])
-    if not ports.port_is_free(host, asked):
+        return choose_port(host, [usual])
+    if not port_is_free(host, asked):
         raise LocalError(f"port {asked} is in use by another program; choose another {option}, or leave it out")
     return asked
 
@@ -165,7 +185,7 @@ def _provision(key_file: Path, env: Environment) -> ProcessSpec:
     )
 
 
-def _api(host: str, port: int, url: str, env: Environment) -> ProcessSpec:
+def _api(host: str, port: int, env: Environment) -> ProcessSpec:
     return ProcessSpec(
         name="api",
         argv=python(
@@ -173,7 +193,7 @@ def _api(host: str, port: int, url: str, env: Environment) -> ProcessSpec:
             *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "5"),
         ),
         env=env,
-        ready=lambda: _is_ready(url),
+        ready=lambda: _is_ready(local_url(host, port)),
         start_timeout_s=API_START_TIMEOUT_S,
         stop=(StopStep(signal.SIGTERM, 10.0),),
     )

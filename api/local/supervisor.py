@@ -259,7 +259,7 @@ class Supervisor:
         child.log.write(line + b"\n")
         text = line.decode(errors="replace")
         child.recent.append(text)
-        if self._show and child.spec.echo:
+        if self._show and child.spec.echo and text.strip():
             self._show(child.spec.name, text)
 
     def _pump(self, timeout_s: float | None) -> None:

@@ -1,6 +1,6 @@
 """Faults, caused for real: whatever dies, every job completes once (promises 1 and 2)."""
 
-import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from models.database import migrate
-from tests.stack import Database, Stack, kill, wait_until
+from tests.stack import Database, Stack, kill, reachable_directory, wait_until
 
 SLOW = {"echo": {"mock": {"latency_s": 0.3}}}
 
@@ -74,7 +74,8 @@ def test_a_broker_that_comes_back_empty_loses_nothing(stack: Stack, database: Da
 
 
 def test_a_killed_postgres_loses_nothing(valkey: EmbeddedValkey, tmp_path: Path) -> None:
-    postgres = EmbeddedPostgres(tmp_path / "own")
+    directory = reachable_directory()
+    postgres = EmbeddedPostgres(directory, first_port=0)
     url = postgres.start()
     try:
         migrate(url)
@@ -84,8 +85,7 @@ def test_a_killed_postgres_loses_nothing(valkey: EmbeddedValkey, tmp_path: Path)
             stack.worker()
             database.submit(prompts(100))
             wait_until(lambda: database.count("completed") >= 10)
-            assert postgres.pid is not None
-            os.kill(postgres.pid, signal.SIGKILL)
+            postgres.kill()
             time.sleep(1)
             postgres.start()
             database.wait_until_finished()
@@ -93,6 +93,7 @@ def test_a_killed_postgres_loses_nothing(valkey: EmbeddedValkey, tmp_path: Path)
             assert database.value("SELECT count(*) FROM attempts") <= 108
     finally:
         postgres.stop()
+        shutil.rmtree(directory)
 
 
 def test_a_message_that_comes_three_times_runs_its_jobs_once(

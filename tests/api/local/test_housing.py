@@ -37,7 +37,7 @@ def closed() -> Iterator[Path]:
 def test_data_below_a_closed_directory_is_found_again(closed: Path, state_root: Path) -> None:
     data_dir = closed / "project" / ".headrace"
     for expected in (0, 1):
-        server = EmbeddedPostgres(data_dir, state_root)
+        server = EmbeddedPostgres(data_dir, state_root, first_port=0)
         try:
             with psycopg.connect(server.start().replace("+psycopg", "")) as connection:
                 connection.execute("CREATE TABLE IF NOT EXISTS kept (id int)")

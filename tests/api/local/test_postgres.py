@@ -20,7 +20,7 @@ from api.local.processes import is_alive, wait_until_gone, working_in
 
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(data_dir)
+    server = EmbeddedPostgres(data_dir, first_port=0)
     yield server
     server.stop()
 
@@ -85,7 +85,7 @@ def test_a_stop_and_a_start_keep_rows_port_and_password(data_dir: Path, server: 
     with connect(url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS id")
         server.stop()
-    again = EmbeddedPostgres(data_dir)
+    again = EmbeddedPostgres(data_dir, first_port=0)
     try:
         # The port can be lost to another test meanwhile; the password cannot.
         assert again.start().rsplit(":", 1)[0] == url.rsplit(":", 1)[0]
@@ -97,7 +97,7 @@ def test_a_stop_and_a_start_keep_rows_port_and_password(data_dir: Path, server: 
 def test_a_second_owner_of_the_directory_is_refused(data_dir: Path, server: EmbeddedPostgres) -> None:
     server.start()
     with pytest.raises(LocalError, match=f"in use by another Headrace \\(process {os.getpid()}\\)"):
-        EmbeddedPostgres(data_dir).start()
+        EmbeddedPostgres(data_dir, first_port=0).start()
     assert server.is_ready()
 
 
@@ -105,7 +105,7 @@ def test_a_server_left_by_a_killed_owner_is_replaced(data_dir: Path, server: Emb
     """The owner and its guardian are both killed, so nobody stops the server before the next start does."""
     script = (
         "import os, signal, sys; from pathlib import Path; from api.local.postgres import EmbeddedPostgres\n"
-        "server = EmbeddedPostgres(Path(sys.argv[1])); server.start(); print(server.pid, flush=True)\n"
+        "server = EmbeddedPostgres(Path(sys.argv[1]), first_port=0); server.start(); print(server.pid, flush=True)\n"
         "os.kill(server._guardian._process.pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     owner = subprocess.run(
@@ -122,7 +122,7 @@ def test_a_server_left_by_a_killed_owner_is_replaced(data_dir: Path, server: Emb
 def test_a_killed_owner_takes_its_server_along(data_dir: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from api.local.postgres import EmbeddedPostgres\n"
-        "server = EmbeddedPostgres(Path(sys.argv[1])); server.start(); print(server.pid, flush=True)\n"
+        "server = EmbeddedPostgres(Path(sys.argv[1]), first_port=0); server.start(); print(server.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     owner = subprocess.run(

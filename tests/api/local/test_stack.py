@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -187,8 +188,8 @@ def test_a_wrong_catalogue_is_one_line(data_dir: Path, env: Mapping[str, str]) -
     assert re.fullmatch(r"headrace: .*catalog\.toml: .*nonsense.*\n", done.stderr, re.DOTALL)
 
 
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="the extra `local` is not installed")
 def test_the_demo_answers_a_real_prompt_with_a_real_model(data_dir: Path, env: Mapping[str, str]) -> None:
-    pytest.importorskip("llama_cpp")
     real = {key: value for key, value in env.items() if key != "HEADRACE_CATALOG"} | {"COLUMNS": "100"}
     argv = headrace("demo", "--data-dir", str(data_dir))
     done = subprocess.run(argv, env=real, capture_output=True, check=False, text=True)

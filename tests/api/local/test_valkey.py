@@ -14,7 +14,7 @@ from api.local.valkey import EmbeddedValkey
 
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey(data_dir)
+    server = EmbeddedValkey(data_dir, first_port=0)
     yield server
     server.stop()
 
@@ -94,11 +94,11 @@ def test_a_wiped_server_starts_empty_at_the_same_address(server: EmbeddedValkey)
 def test_a_second_owner_of_the_directory_is_refused(data_dir: Path, server: EmbeddedValkey) -> None:
     server.start()
     with pytest.raises(LocalError, match="in use by another Headrace"):
-        EmbeddedValkey(data_dir).start()
+        EmbeddedValkey(data_dir, first_port=0).start()
 
 
 def test_a_directory_with_a_space_and_a_quote_in_its_name_works(data_dir: Path) -> None:
-    server = EmbeddedValkey(data_dir / 'it\'s "here"')
+    server = EmbeddedValkey(data_dir / 'it\'s "here"', first_port=0)
     try:
         with client(server.start()) as connection:
             assert connection.ping()

@@ -1,0 +1,57 @@
+"""Documents that can be checked are checked. ``python -m tests.test_documents`` writes them anew."""
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings
+
+from api.settings import ApiSettings
+from tests.stack import ROOT
+from workers.settings import RelaySettings, WorkerSettings
+
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+PROCESSES: dict[str, type[BaseSettings]] = {
+    "The API": ApiSettings,
+    "A relay": RelaySettings,
+    "A worker": WorkerSettings,
+}
+
+
+def configuration() -> str:
+    """The reference of all settings, from the classes that read them."""
+    lines = [
+        "# Settings",
+        "",
+        "Read from the environment, each process only its own. Besides: `HEADRACE_DATA_DIR` (`.headrace`), where",
+        "`headrace up` keeps everything, and `HEADRACE_LOG=json` for logs as JSON lines.",
+    ]
+    for title, settings in PROCESSES.items():
+        lines += ["", f"## {title}", "", "| variable | default | |", "|---|---|---|"]
+        for name, field in settings.model_fields.items():
+            default = "required" if field.is_required() else f"`{field.default}`" if field.default is not None else ""
+            lines.append(f"| `HEADRACE_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_every_setting_is_described() -> None:
+    undescribed = [
+        f"{settings.__name__}.{name}"
+        for settings in PROCESSES.values()
+        for name, field in settings.model_fields.items()
+        if not field.description
+    ]
+    assert undescribed == []
+
+
+def test_the_configuration_reference_is_that_of_the_classes() -> None:
+    assert CONFIGURATION.read_text(encoding="utf-8") == configuration()
+
+
+def test_what_the_readme_links_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [part.partition(")")[0] for part in text.split("](")[1:]]
+    missing = [target for target in targets if not target.startswith("http") and not Path(ROOT, target).exists()]
+    assert missing == []
+
+
+if __name__ == "__main__":
+    CONFIGURATION.write_text(configuration(), encoding="utf-8")
