@@ -6,9 +6,7 @@ Every kill is a ``kill -9``; the broker also comes back empty every other time. 
 and have exactly one effect: one completed attempt, one result (its own prompt), one settlement in the ledger.
 """
 
-import os
 import random
-import signal
 import subprocess
 import time
 from argparse import ArgumentParser
@@ -52,12 +50,9 @@ class Storm:
         processes.append(start())
 
     def _kill_broker(self) -> None:
-        pid = self._ground.valkey.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        self._ground.valkey.kill()
         time.sleep(0.3)
         if self._random.random() < 0.5:
-            self._ground.valkey.stop()
             self._ground.valkey.wipe()
         self._ground.valkey.start()
 
@@ -69,7 +64,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with common_ground(HEADRACE_LEASE_S="4", HEADRACE_MAX_DELIVERIES="20") as ground:
+    with common_ground(HEADRACE_LEASE_S="4") as ground:
         print_machine()
         print_fsync(ground.database.url)
         ground.stack.catalog(CATALOG)

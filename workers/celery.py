@@ -8,6 +8,7 @@ from uuid import UUID
 
 from celery import Celery, bootsteps
 from kombu import Queue
+from kombu.transport import redis as redis_transport
 
 from models.catalog import load_catalog
 from workers.runner import Runner
@@ -71,6 +72,24 @@ _REDIS_OPTIONS = {
     "max_retries": 3,
     "global_keyprefix": "headrace:",
 }
+
+
+class _QoS(redis_transport.QoS):
+    """Acknowledgements that survive the loss of the connection that brought the message.
+
+    kombu 5.7 looks for that connection when a task ends or unacknowledged messages are put back, finds None, and
+    the AttributeError ends the worker. Headrace needs neither: the claim makes a second delivery a no-op,
+    and the relay publishes again what nobody claimed.
+    """
+
+    restore_at_shutdown = False
+
+    def ack(self, delivery_tag: str) -> None:
+        if not self.channel.closed and getattr(self.channel.connection, "client", None) is not None:
+            super().ack(delivery_tag)
+
+
+redis_transport.Channel.QoS = _QoS
 
 
 class RunnerStep(bootsteps.StartStopStep):

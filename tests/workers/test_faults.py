@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ SLOW = {"echo": {"mock": {"latency_s": 0.3}}}
 
 def prompts(number: int) -> list[str]:
     return [f"prompt {index}" for index in range(number)]
+
+
+def some_completed(database: Database, number: int) -> bool:
+    return database.count("completed") >= number
 
 
 def test_jobs_of_a_killed_worker_are_run_by_another(stack: Stack, database: Database) -> None:
@@ -59,18 +64,24 @@ def test_a_killed_relay_loses_nothing(stack: Stack, database: Database) -> None:
     database.assert_each_completed_once(100)
 
 
-def test_a_broker_that_comes_back_empty_loses_nothing(stack: Stack, database: Database, valkey: EmbeddedValkey) -> None:
+@pytest.mark.parametrize("emptied", [False, True], ids=["as it was", "empty"])
+def test_a_broker_that_is_killed_loses_nothing_and_no_worker(
+    stack: Stack, database: Database, valkey: EmbeddedValkey, emptied: bool
+) -> None:
     stack.catalog(SLOW)
     stack.relay()
-    stack.worker()
-    database.submit(prompts(100))
-    wait_until(lambda: database.count("completed") >= 10)
-    valkey.stop()
-    valkey.wipe()
-    time.sleep(1)
-    valkey.start()
+    worker = stack.worker()
+    database.submit(prompts(150))
+    for done in (10, 60):
+        wait_until(partial(some_completed, database, done))
+        valkey.kill()
+        if emptied:
+            valkey.wipe()
+        time.sleep(0.5)
+        valkey.start()
     database.wait_until_finished()
-    database.assert_each_completed_once(100)
+    database.assert_each_completed_once(150)
+    assert worker.poll() is None
 
 
 def test_a_killed_postgres_loses_nothing(valkey: EmbeddedValkey, tmp_path: Path) -> None:
