@@ -38,12 +38,13 @@ def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types
     settings = WorkSettings()
     is_redis = settings.broker.startswith(("redis", "valkey"))
     queues = load_catalog(settings.catalog).queues
+    arguments = None if is_redis else {"x-queue-type": "quorum"}
     return {
         "broker_url": settings.broker,
-        "task_queues": [Queue(name, routing_key=name) for name in queues],
+        "task_queues": [Queue(name, routing_key=name, queue_arguments=arguments) for name in queues],
         "task_create_missing_queues": False,
         "task_default_queue": queues[0],
-        "task_default_queue_type": "classic" if is_redis else "quorum",
+        "task_default_exchange": "headrace",
         "task_default_exchange_type": "direct" if is_redis else "topic",
         "task_serializer": "json",
         "accept_content": ["json"],
