@@ -4,7 +4,9 @@ Prices are USD per million tokens. Amounts are rounded to six decimals, half to 
 ledger entry, so that sums of entries are exact.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 
 MICRO_USD = Decimal("0.000001")
@@ -13,10 +15,11 @@ _MILLION = Decimal(1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What an LLM's tokens cost, in USD per million."""
+    """What an LLM's tokens cost, in USD per million; ``cached_input`` is None where cached ones cost the same."""
 
     input: Decimal
     output: Decimal
+    cached_input: Decimal | None = None
 
     @classmethod
     def zero(cls) -> "Price":
@@ -25,23 +28,58 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class Tariff:
+    """An LLM's prices over time: the first applies until the second's moment, and so on."""
+
+    first: Price
+    later: tuple[tuple[datetime, Price], ...] = ()
+
+    def at(self, moment: datetime) -> Price:
+        """The price that applies at a moment."""
+        price = self.first
+        for since, later in self.later:
+            if since > moment:
+                break
+            price = later
+        return price
+
+    def between(self, start: datetime, end: datetime) -> list[Price]:
+        """Every price that applies at some moment from ``start`` to ``end``."""
+        return [self.at(start), *(price for since, price in self.later if start < since <= end)]
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that an attempt used."""
+    """Tokens that an attempt used.
+
+    ``cached_input_tokens`` (read from the provider's cache) are among the input tokens, ``reasoning_tokens``
+    among the output tokens. ``estimated``: the provider did not say, some of these numbers are upper estimates.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
 
     @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
-    def as_wire(self) -> dict[str, int]:
-        """``{"input_tokens", "output_tokens", "total_tokens"}``."""
-        return {
+    def as_wire(self) -> dict[str, object]:
+        """``{"input_tokens", "output_tokens", "total_tokens"}``, and the details that there are."""
+        wire: dict[str, object] = {
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "total_tokens": self.total_tokens,
         }
+        if self.cached_input_tokens:
+            wire["input_tokens_details"] = {"cached_tokens": self.cached_input_tokens}
+        if self.reasoning_tokens:
+            wire["output_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        if self.estimated:
+            wire["estimated"] = True
+        return wire
 
 
 def cost_of(usage: Usage, price: Price) -> Decimal:
@@ -49,10 +87,13 @@ def cost_of(usage: Usage, price: Price) -> Decimal:
     return _exact(usage, price).quantize(MICRO_USD, rounding=ROUND_HALF_EVEN)
 
 
-def worst_case(prompt_tokens: int, max_tokens: int, prices: list[Price]) -> Decimal:
-    """The dearest outcome of a job over the LLMs of its route, rounded up to six decimals."""
-    usage = Usage(prompt_tokens, max_tokens)
-    return max(_exact(usage, price) for price in prices).quantize(MICRO_USD, rounding=ROUND_CEILING)
+def worst_case(prompt_tokens: int, max_tokens: int, prices: Iterable[Price]) -> Decimal:
+    """The dearest outcome of a job over the prices of its route, rounded up to six decimals; nothing is cached."""
+    dearest = max(
+        prompt_tokens * max(price.input, price.cached_input or price.input) + max_tokens * price.output
+        for price in prices
+    )
+    return (dearest / _MILLION).quantize(MICRO_USD, rounding=ROUND_CEILING)
 
 
 def as_wire(amount: Decimal) -> str:
@@ -61,4 +102,6 @@ def as_wire(amount: Decimal) -> str:
 
 
 def _exact(usage: Usage, price: Price) -> Decimal:
-    return (usage.input_tokens * price.input + usage.output_tokens * price.output) / _MILLION
+    cached = usage.cached_input_tokens if price.cached_input is not None else 0
+    cached_cost = cached * (price.cached_input or 0)
+    return ((usage.input_tokens - cached) * price.input + cached_cost + usage.output_tokens * price.output) / _MILLION

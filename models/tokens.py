@@ -14,6 +14,10 @@ MESSAGE_OVERHEAD = 16
 REQUEST_OVERHEAD = 128
 """Tokens that a chat template adds once: a default system prompt, the opening of the answer."""
 
+REPAIR_OVERHEAD = 8192
+"""Tokens, besides the request and the answer, of asking an LLM to correct the form of its answer: at most 8
+problems of 200 characters, and the demand (:mod:`workers.structured`)."""
+
 LONGEST_TOKEN_BYTES = 128
 """The longest token of the vocabularies in use, in bytes (a run of spaces, in OpenAI's o200k)."""
 

@@ -32,17 +32,35 @@ class Generation:
 class Meter:
     """What an attempt has used so far, kept by the provider while it runs.
 
-    It stays right when the call is cancelled or fails in its middle, so that what was used is booked.
+    It stays right when the call is cancelled or fails in its middle, so that what was used is booked. Of an attempt
+    that makes several calls it keeps the sum.
     """
 
     def __init__(self) -> None:
         self.input_tokens = 0
         self.output_tokens = 0
+        self.cached_input_tokens = 0
+        self.reasoning_tokens = 0
+        self.estimated = False
         self.first_token_at: float | None = None
+        self._earlier = Usage()
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.input_tokens, self.output_tokens)
+        earlier = self._earlier
+        return Usage(
+            earlier.input_tokens + self.input_tokens,
+            earlier.output_tokens + self.output_tokens,
+            cached_input_tokens=earlier.cached_input_tokens + self.cached_input_tokens,
+            reasoning_tokens=earlier.reasoning_tokens + self.reasoning_tokens,
+            estimated=earlier.estimated or self.estimated,
+        )
+
+    def begin_another_call(self) -> None:
+        """Add what was used so far to the sum; the counters are the next call's."""
+        self._earlier = self.usage
+        self.input_tokens = self.output_tokens = self.cached_input_tokens = self.reasoning_tokens = 0
+        self.estimated = False
 
     def mark_first_token(self) -> None:
         """Note the time of the first output; later calls change nothing."""

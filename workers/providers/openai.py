@@ -1,131 +1,130 @@
 """The ``openai`` provider: any server that speaks OpenAI's chat completions over HTTP."""
 
-import os
-from email.utils import parsedate_to_datetime
-from time import time
+import re
+from collections.abc import Mapping
 from typing import Any
 
-import httpx
 import orjson
 
 from models.catalog import LLM
-from models.errors import ConfigurationError, FailureCode
-from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.base import GenerationRequest, Meter
+from workers.providers.failures import failure_of_event
+from workers.providers.remote import RemoteProvider
+from workers.providers.transcript import Json, Transcript, malformed, mapping
 
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-_CONNECT_TIMEOUT_S = 10.0
+NO_USAGE = "no stream_options"
+COMPLETION_TOKENS = "max_completion_tokens"
+NO_STREAM = "no stream"
 
-_CODE_OF_STATUS = {
-    401: FailureCode.PROVIDER_AUTH,
-    403: FailureCode.PROVIDER_AUTH,
-    408: FailureCode.TIMEOUT,
-    409: FailureCode.OVERLOADED,
-    429: FailureCode.RATE_LIMITED,
-}
-Json = dict[str, Any]  # Any: a provider's JSON, read defensively
-
-
-class OpenAIProvider:
-    """One LLM of an OpenAI-compatible server, over one pool of connections."""
-
-    def __init__(self, llm: LLM, *, max_connections: int) -> None:
-        self._model = llm.model
-        headers = {"authorization": f"Bearer {_read_key(llm.api_key_env)}"} if llm.api_key_env else {}
-        self._client = httpx.AsyncClient(
-            base_url=llm.base_url or "",
-            headers=headers,
-            timeout=httpx.Timeout(llm.timeout_s, connect=min(_CONNECT_TIMEOUT_S, llm.timeout_s)),
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-            trust_env=False,
-        )
-
-    async def generate(self, request: GenerationRequest, meter: Meter) -> Generation:
-        """Answer by one POST to ``/chat/completions``."""
-        try:
-            response = await self._client.post("/chat/completions", json=to_wire(request, self._model))
-        except httpx.TimeoutException as error:
-            raise ProviderError.of(FailureCode.TIMEOUT, f"no answer in time ({type(error).__name__})") from error
-        except httpx.HTTPError as error:
-            raise ProviderError.of(FailureCode.CONNECTION, str(error) or type(error).__name__) from error
-        if not response.is_success:
-            raise refusal(response.status_code, response.headers, response.content)
-        return from_wire(response.content, meter)
-
-    async def close(self) -> None:
-        """Close the pool."""
-        await self._client.aclose()
+_CHANGES = (
+    (re.compile(r"stream_options|include_usage", re.IGNORECASE), NO_USAGE),
+    (re.compile(r"max_completion_tokens\W{0,3} instead", re.IGNORECASE), COMPLETION_TOKENS),
+    (
+        re.compile(r"stream\w* (is|are) not (supported|available)|unsupported.{0,20}\bstream\b", re.IGNORECASE),
+        NO_STREAM,
+    ),
+)
+"""What servers refuse, and what to do instead; each is tried once and kept."""
 
 
-def to_wire(request: GenerationRequest, model: str | None) -> Json:
-    """The body of a chat completion request."""
+class OpenAIProvider(RemoteProvider):
+    """One LLM of an OpenAI-compatible server."""
+
+    path = "/chat/completions"
+
+    def __init__(self, llm: LLM) -> None:
+        super().__init__(llm, llm.base_url or "")
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """The key as a bearer token."""
+        return {"authorization": f"Bearer {key}"} if key else {}
+
+    def to_wire(self, request: GenerationRequest, dialect: frozenset[str]) -> Json:
+        """The body of a chat completion request."""
+        return to_wire(request, self._llm.model, dialect)
+
+    def transcript(self, request: GenerationRequest, meter: Meter) -> Transcript:
+        """A reader of chat completions."""
+        return OpenAITranscript(request, meter)
+
+    def adapt(self, refusal: str) -> str | None:
+        """The change that makes a server of older or newer habits take the request."""
+        return next((change for pattern, change in _CHANGES if pattern.search(refusal)), None)
+
+
+def to_wire(request: GenerationRequest, model: str | None, dialect: frozenset[str] = frozenset()) -> Json:
+    """The body of a chat completion request.
+
+    ``developer`` messages go as ``system``, which OpenAI takes to mean the same and other servers know.
+    """
+    body: Json = {
+        "messages": [
+            {**message, "role": "system"} if message["role"] == "developer" else message for message in request.messages
+        ],
+        "max_completion_tokens" if COMPLETION_TOKENS in dialect else "max_tokens": request.max_tokens,
+    }
+    if NO_STREAM not in dialect:
+        body["stream"] = True
+        if NO_USAGE not in dialect:
+            body["stream_options"] = {"include_usage": True}
     optional = {
+        "model": model,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "stop": request.stop or None,
         "seed": request.seed,
         "response_format": request.response_format,
     }
-    body: Json = {"messages": request.messages, "max_tokens": request.max_tokens}
-    if model is not None:
-        body["model"] = model
     return body | {name: value for name, value in optional.items() if value is not None}
 
 
-def from_wire(content: bytes, meter: Meter) -> Generation:
-    """The answer in a chat completion; usage goes to the meter. Raises ProviderError when it is none."""
-    try:
-        body = orjson.loads(content)
-        choice = body["choices"][0]
-        text, reason = choice["message"].get("content"), choice.get("finish_reason") or "stop"
-        usage = body.get("usage") or {}
-        meter.input_tokens = int(usage.get("prompt_tokens") or 0)
-        meter.output_tokens = int(usage.get("completion_tokens") or 0)
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        message = f"the answer is not a chat completion ({type(error).__name__})"
-        raise ProviderError.of(FailureCode.OVERLOADED, message) from error
-    meter.mark_first_token()
-    if reason == "content_filter":
-        raise ProviderError.of(FailureCode.CONTENT_FILTERED, "the provider filtered the answer")
-    return Generation(str(text or ""), str(reason))
+class OpenAITranscript(Transcript):
+    """Reads chat completions, streamed or whole."""
 
+    def event(self, data: bytes) -> None:
+        """Take one chunk of a stream."""
+        if data == b"[DONE]":
+            self.ended = True
+            return
+        self._take(data, "delta")
 
-def refusal(status: int, headers: httpx.Headers, content: bytes) -> ProviderError:
-    """The error that a non-2xx answer means."""
-    code, message = _error_of(content)
-    if code == "context_length_exceeded":
-        failure = FailureCode.CONTEXT_LENGTH_EXCEEDED
-    elif status >= 500:
-        failure = FailureCode.OVERLOADED
-    else:
-        failure = _CODE_OF_STATUS.get(status, FailureCode.PROVIDER_REJECTED)
-    return ProviderError.of(failure, f"HTTP {status}: {message}"[:500], retry_after(headers))
+    def whole(self, body: bytes) -> None:
+        """Take a chat completion that came in one piece."""
+        self._take(body, "message")
+        if self.finish_reason is None:
+            raise malformed("it is no chat completion")
 
+    def _take(self, data: bytes, part: str) -> None:
+        try:
+            document = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise malformed("it is not JSON") from None
+        if not isinstance(document, dict):
+            raise malformed("it is no chat completion")
+        if error := document.get("error"):
+            raise failure_of_event(error)
+        if choices := document.get("choices"):
+            self._choose(choices, part)
+        if usage := document.get("usage"):
+            self._use(mapping(usage))
 
-def retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds to wait by ``retry-after-ms`` or ``Retry-After`` (seconds or a date; RFC 9110, 10.2.3)."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("retry-after", "")
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
-        return None
+    def _choose(self, choices: object, part: str) -> None:
+        if not isinstance(choices, list) or not isinstance(choice := choices[0], dict):
+            raise malformed("it is no chat completion")
+        said = choice.get(part)
+        if isinstance(said, dict):
+            self.add_text(said.get("content"))
+            self.add_reasoning(said.get("reasoning_content") or said.get("reasoning"))
+            if said.get("refusal"):
+                self.finish_reason = "content_filter"
+        elif part == "message":
+            raise malformed("it is no chat completion")
+        if self.finish_reason is None:
+            reason = choice.get("finish_reason") or ("stop" if part == "message" else None)
+            self.finish_reason = reason if reason is None else str(reason)
 
-
-def _error_of(content: bytes) -> tuple[str | None, str]:
-    try:
-        error = orjson.loads(content)["error"]
-        return error.get("code"), str(error.get("message") or "no message")
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return None, content[:200].decode("utf-8", "replace") or "no body"
-
-
-def _read_key(variable: str) -> str:
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigurationError(f"the environment variable {variable} holds no API key")
-    return key
+    def _use(self, usage: Mapping[str, Any]) -> None:  # Any: a provider's JSON
+        cached = mapping(usage.get("prompt_tokens_details")).get("cached_tokens")
+        reasoning = mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")
+        self.count_input(usage.get("prompt_tokens"), cached=cached)
+        self.count_output(usage.get("completion_tokens"), reasoning=reasoning)

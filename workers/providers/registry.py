@@ -1,20 +1,38 @@
 """The providers of one process, made when they are first needed."""
 
+from collections.abc import Collection
+
+import structlog
+
 from models.catalog import LLM, Catalog
 from models.errors import ConfigurationError, FailureCode
+from workers.checking import Checker
+from workers.providers.anthropic import AnthropicProvider
 from workers.providers.base import Provider, ProviderError
+from workers.providers.keys import read_key
 from workers.providers.llamacpp import LlamaCppProvider
 from workers.providers.mock import MockProvider
 from workers.providers.openai import OpenAIProvider
 
+log = structlog.get_logger()
+
 
 class Providers:
-    """Looks up the provider of an LLM; ``max_in_flight`` bounds each one's connections."""
+    """Looks up the provider of an LLM; ``checker`` checks structured answers."""
 
-    def __init__(self, catalog: Catalog, max_in_flight: int) -> None:
+    def __init__(self, catalog: Catalog) -> None:
+        self.checker = Checker()
         self._catalog = catalog
-        self._max_in_flight = max_in_flight
         self._made: dict[str, Provider] = {}
+
+    def warn_of_missing_keys(self, queues: Collection[str]) -> None:
+        """Say in the log which LLMs of these queues have no key: their jobs will fail with ``provider_auth``."""
+        for name, llm in self._catalog.llms.items():
+            if self._catalog.queue_of(name) in queues:
+                try:
+                    read_key(llm)
+                except ConfigurationError as error:
+                    log.warning("provider.key_missing", llm=name, problem=str(error))
 
     def get(self, name: str) -> Provider:
         """The provider of an LLM; raises ProviderError when it is not in this worker's catalogue."""
@@ -30,6 +48,7 @@ class Providers:
         """Close every provider that was made."""
         for provider in self._made.values():
             await provider.close()
+        await self.checker.close()
 
     def _make(self, llm: LLM) -> Provider:
         try:
@@ -37,8 +56,10 @@ class Providers:
                 case "llamacpp":
                     return LlamaCppProvider(llm)
                 case "openai":
-                    return OpenAIProvider(llm, max_connections=self._max_in_flight)
+                    return OpenAIProvider(llm)
+                case "anthropic":
+                    return AnthropicProvider(llm)
                 case "mock":
                     return MockProvider(llm)
         except ConfigurationError as error:
-            raise ProviderError.of(FailureCode.PROVIDER_AUTH, str(error)) from error
+            raise ProviderError.of(FailureCode.PROVIDER_AUTH, str(error)) from None

@@ -1,144 +1,182 @@
 """The openai provider against a real local HTTP server."""
 
-import asyncio
 import json
-import socket
-from collections.abc import Iterator
-from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
-from pytest_httpserver import HTTPServer
-from werkzeug import Request, Response
 
-from models.catalog import LLM
-from models.errors import ConfigurationError, FailureCode
-from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
-from workers.providers.openai import OpenAIProvider
+from models.pricing import Usage
+from models.tokens import most_tokens
+from tests.workers.providers.calling import REQUEST, call
+from tests.workers.providers.scripted import Call
+from workers.providers.base import Generation, GenerationRequest
+from workers.providers.openai import COMPLETION_TOKENS, NO_USAGE, to_wire
 
-REQUEST = GenerationRequest(messages=[{"role": "user", "content": "hi"}], max_tokens=5, stop=["\n"], seed=7)
-ANSWER = {
-    "choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "length"}],
-    "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 7,
+    "prompt_tokens_details": {"cached_tokens": 4},
+    "completion_tokens_details": {"reasoning_tokens": 5},
 }
+WHOLE = {"choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "length"}], "usage": USAGE}
+COUNTED = Usage(9, 7, cached_input_tokens=4, reasoning_tokens=5)
 
 
-def llm(url: str, **changes: object) -> LLM:
-    fields = {
-        "tier": "t",
-        "provider": "openai",
+def piece(text: str | None = None, reason: str | None = None, **delta: object) -> dict[str, Any]:
+    """One chunk of a streamed chat completion."""
+    said = delta if text is None else {"content": text, **delta}
+    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": said, "finish_reason": reason}]}
+
+
+async def streamed(call: Call) -> None:
+    """Answer as OpenAI does."""
+    await call.begin()
+    for event in (piece("", role="assistant"), piece("hel"), piece("lo"), piece(reason="stop")):
+        await call.event(event)
+    await call.event({"choices": [], "usage": USAGE})
+    await call.chunk(b"data: [DONE]\n\n")
+    await call.end()
+
+
+def test_a_request_is_translated() -> None:
+    request = GenerationRequest(
+        messages=[{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}],
+        max_tokens=5,
+        temperature=0.0,
+        top_p=0.5,
+        stop=["\n"],
+        seed=7,
+        response_format={"type": "json_object"},
+    )
+    assert to_wire(request, "their-name") == {
         "model": "their-name",
-        "base_url": url,
-        "context_window": 100,
-        "input_price": "1",
-        "output_price": "2",
-        "timeout_s": 1,
-        **changes,
-    }
-    return LLM.model_validate(fields)
-
-
-def generate(entry: LLM) -> tuple[Generation, Meter]:
-    async def main() -> tuple[Generation, Meter]:
-        provider, meter = OpenAIProvider(entry, max_connections=4), Meter()
-        try:
-            return await provider.generate(REQUEST, meter), meter
-        finally:
-            await provider.close()
-
-    return asyncio.run(main())
-
-
-def failure(entry: LLM) -> ProviderError:
-    with pytest.raises(ProviderError) as caught:
-        generate(entry)
-    return caught.value
-
-
-def test_a_request_is_translated_and_answered(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Request] = []
-
-    def answer(request: Request) -> Response:
-        seen.append(request)
-        return Response(json.dumps(ANSWER))
-
-    httpserver.expect_request("/v1/chat/completions", method="POST").respond_with_handler(answer)
-    monkeypatch.setenv("SOME_KEY", "sk-secret")
-    generation, meter = generate(llm(httpserver.url_for("/v1"), api_key_env="SOME_KEY"))
-    assert generation == Generation("hello", "length")
-    assert (meter.usage.input_tokens, meter.usage.output_tokens) == (9, 2)
-    assert meter.first_token_at is not None
-    assert seen[0].headers["authorization"] == "Bearer sk-secret"
-    assert seen[0].json == {
-        "model": "their-name",
-        "messages": REQUEST.messages,
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
         "max_tokens": 5,
+        "temperature": 0.0,
+        "top_p": 0.5,
         "stop": ["\n"],
         "seed": 7,
+        "response_format": {"type": "json_object"},
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
 
 
+def test_what_the_caller_left_open_is_left_to_the_server() -> None:
+    body = to_wire(REQUEST, None, frozenset({NO_USAGE, COMPLETION_TOKENS}))
+    assert body == {"messages": REQUEST.messages, "max_completion_tokens": 50, "stream": True}
+
+
+def test_a_stream_is_put_together_and_its_usage_is_the_providers() -> None:
+    outcome = call("openai", streamed)
+    assert outcome.generation == Generation("hello", "stop")
+    assert outcome.meter.usage == COUNTED
+    assert outcome.meter.first_token_at is not None
+    assert outcome.server.calls[0].path == "/v1/chat/completions"
+
+
+def test_a_server_that_does_not_stream_is_understood() -> None:
+    async def answer(call: Call) -> None:
+        await call.answer(200, json.dumps(WHOLE, indent=1).encode())
+
+    outcome = call("openai", answer)
+    assert outcome.generation == Generation("hello", "length")
+    assert outcome.meter.usage == COUNTED
+
+
+def test_a_stream_without_a_count_is_estimated_from_above_and_marked() -> None:
+    async def answer(call: Call) -> None:
+        await call.begin()
+        await call.event(piece("hello world"))
+        await call.event(piece(reason="stop"))
+        await call.end()
+
+    usage = call("openai", answer).meter.usage
+    assert usage == Usage(most_tokens(["hi"]), 4, estimated=True)
+
+
+def test_an_estimate_of_the_output_is_never_above_what_was_allowed() -> None:
+    async def answer(call: Call) -> None:
+        await call.begin()
+        await call.event(piece("x" * 3000))
+        await call.event(piece(reason="length"))
+        await call.end()
+
+    assert call("openai", answer).meter.usage.output_tokens == REQUEST.max_tokens
+
+
+def test_reasoning_is_counted_and_not_shown() -> None:
+    async def answer(call: Call) -> None:
+        await call.begin()
+        await call.event(piece(reasoning_content="I should greet them back"))
+        await call.event(piece("hello"))
+        await call.event(piece(reason="stop"))
+        await call.end()
+
+    outcome = call("openai", answer)
+    assert outcome.generation.text == "hello"
+    assert outcome.meter.usage.output_tokens == -(-29 // 3)
+
+
+def test_an_answer_is_kept_when_the_connection_breaks_after_its_end() -> None:
+    async def answer(call: Call) -> None:
+        await call.begin()
+        await call.event(piece("hello", "stop"))
+        call.drop()
+
+    outcome = call("openai", answer)
+    assert outcome.generation == Generation("hello", "stop")
+    assert outcome.meter.usage.estimated
+
+
 @pytest.mark.parametrize(
-    ("status", "body", "code"),
+    ("message", "missing", "added"),
     [
-        (400, {"error": {"message": "bad", "code": None}}, FailureCode.PROVIDER_REJECTED),
+        ("Unrecognized request argument supplied: stream_options", "stream_options", None),
         (
-            400,
-            {"error": {"message": "long", "code": "context_length_exceeded"}},
-            FailureCode.CONTEXT_LENGTH_EXCEEDED,
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+            "max_tokens",
+            "max_completion_tokens",
         ),
-        (401, {"error": {"message": "who?"}}, FailureCode.PROVIDER_AUTH),
-        (404, "not here", FailureCode.PROVIDER_REJECTED),
-        (429, {"error": "odd"}, FailureCode.RATE_LIMITED),
-        (500, "", FailureCode.OVERLOADED),
-        (503, [], FailureCode.OVERLOADED),
-        (200, "", FailureCode.OVERLOADED),
-        (200, {"choices": []}, FailureCode.OVERLOADED),
-        (
-            200,
-            {"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]},
-            FailureCode.CONTENT_FILTERED,
-        ),
+        ("Your organization must be verified: unsupported value 'stream'", "stream", None),
     ],
 )
-def test_an_answer_that_is_none_has_a_code(
-    httpserver: HTTPServer, status: int, body: object, code: FailureCode
+def test_what_a_server_refuses_by_name_is_sent_in_its_own_dialect(
+    message: str, missing: str, added: str | None
 ) -> None:
-    httpserver.expect_request("/v1/chat/completions").respond_with_json(body, status=status)
-    assert failure(llm(httpserver.url_for("/v1"))).failure.code is code
+    async def answer(call: Call) -> None:
+        if missing in call.body:
+            await call.answer(400, json.dumps({"error": {"message": message}}).encode())
+        elif "stream" in call.body:
+            await streamed(call)
+        else:
+            await call.answer(200, json.dumps(WHOLE).encode())
+
+    outcome = call("openai", answer)
+    assert outcome.generation.text == "hello"
+    refused, accepted = (seen.body for seen in outcome.server.calls)
+    assert missing in refused
+    assert missing not in accepted
+    assert added is None or added in accepted
 
 
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "2"}, 2.0),
-        ({"retry-after-ms": "1500"}, 1.5),
-        ({"retry-after": "soon"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after_is_read(httpserver: HTTPServer, headers: dict[str, str], seconds: float | None) -> None:
-    httpserver.expect_request("/v1/chat/completions").respond_with_json({}, status=429, headers=headers)
-    assert failure(llm(httpserver.url_for("/v1"))).failure.retry_after_s == seconds
+def test_a_refusal_that_no_dialect_helps_is_the_answer() -> None:
+    async def answer(call: Call) -> None:
+        await call.answer(400, b'{"error": {"message": "no stream_options, ever"}}')
+
+    outcome = call("openai", answer)
+    assert outcome.error.failure.code == "provider_rejected"
+    assert len(outcome.server.calls) == 2
 
 
-@pytest.fixture
-def silent_port() -> Iterator[int]:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        yield server.getsockname()[1]
-
-
-def test_a_server_that_never_answers_is_a_timeout(silent_port: int) -> None:
-    entry = llm(f"http://127.0.0.1:{silent_port}/v1", timeout_s=0.3)
-    assert failure(entry).failure.code is FailureCode.TIMEOUT
-
-
-def test_a_closed_port_is_a_connection_error(silent_port: int) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = server.getsockname()[1]
-    assert failure(llm(f"http://127.0.0.1:{port}/v1")).failure.code is FailureCode.CONNECTION
-
-
-def test_a_missing_key_is_the_operators_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(ConfigurationError, match="NO_SUCH_KEY"):
-        OpenAIProvider(llm("http://127.0.0.1:1/v1", api_key_env="NO_SUCH_KEY"), max_connections=1)
+def test_the_key_is_a_bearer_token_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-environment")
+    file = tmp_path / "key"
+    file.write_text("sk-file\n")
+    first = call("openai", streamed, api_key_env="SOME_KEY")
+    second = call("openai", streamed, api_key_file=str(file))
+    seen = [outcome.server.calls[0].headers["authorization"] for outcome in (first, second)]
+    assert seen == ["Bearer sk-environment", "Bearer sk-file"]

@@ -1,0 +1,234 @@
+"""HTTP towards providers: the one file that knows the library, which is httpx and, beneath it, its engine httpcore.
+
+A call takes a connection of its own from a stack of idle ones. httpx's pool is not used: it looks at every connection
+at every request, which at 500 calls in flight costs more than the call. Redirects are not followed, proxies are
+not taken from the environment (only certificates are: ``SSL_CERT_FILE``), compressed answers are not asked for.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from time import monotonic
+
+import httpcore
+import httpx
+
+from models.errors import ConfigurationError, FailureCode
+from workers.providers.base import ProviderError
+from workers.providers.sockets import AsyncioBackend
+
+MAX_HELD_BYTES = 16 * 1024 * 1024
+"""The most that is kept of one answer: a body, a line, or the text of a stream."""
+
+MAX_STREAM_BYTES = 256 * 1024 * 1024
+"""The most that is read of one answer: some 300 bytes of envelope come with each token."""
+
+_IDLE_S = 30.0
+_REST_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds that a call may take: to connect, to stay silent, and in all."""
+
+    connect_s: float
+    read_s: float
+    total_s: float
+
+
+class Answer:
+    """The head of an answer and its body as it comes."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers
+        }
+        self._response = response
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, up to ``MAX_STREAM_BYTES``; raises ProviderError."""
+        size = 0
+        with _provider_errors():
+            async for chunk in self._response.aiter_stream():
+                size += len(chunk)
+                if size > MAX_STREAM_BYTES:
+                    raise too_large()
+                yield chunk
+
+    async def read(self, at_most: int) -> bytes:
+        """The first ``at_most`` bytes of the body."""
+        body = bytearray()
+        async for chunk in self._response.aiter_stream():
+            body += chunk
+            if len(body) >= at_most:
+                break
+        return bytes(body[:at_most])
+
+
+class Http:
+    """Connections to one provider."""
+
+    def __init__(self, base_url: str, limits: Limits) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"base_url is no URL: {error}") from None
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise ConfigurationError("base_url must begin with http:// or https:// and a host")
+        self._url = url
+        self._path = url.raw_path.rstrip(b"/")
+        self._host = url.netloc
+        self._total_s = limits.total_s
+        self._timeouts = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.read_s}
+        self._idle: deque[tuple[float, httpcore.AsyncHTTPConnection]] = deque()
+
+    @asynccontextmanager
+    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Answer]:
+        """POST JSON and read the answer; leaving early, by an error or by cancellation, closes the connection at once.
+
+        Raises ProviderError: ``timeout`` when a limit passed, ``connection`` when there is none or it broke.
+        """
+        connection = await self._take()
+        request = self._request(path, headers, body)
+        try:
+            with _provider_errors():
+                async with asyncio.timeout(self._total_s):
+                    response = await connection.handle_async_request(request)
+                    try:
+                        yield Answer(response)
+                    finally:
+                        await response.aclose()
+        finally:
+            await self._give_back(connection)
+
+    async def close(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            await self._idle.popleft()[1].aclose()
+
+    def _request(self, path: str, headers: Mapping[str, str], body: bytes) -> httpcore.Request:
+        url = httpcore.URL(
+            scheme=self._url.raw_scheme,
+            host=self._url.raw_host,
+            port=self._url.port,
+            target=self._path + path.encode(),
+        )
+        own = [(b"host", self._host), (b"content-length", b"%d" % len(body)), *_HEADERS]
+        added = [(name.encode(), value.encode()) for name, value in headers.items()]
+        return httpcore.Request(b"POST", url, headers=own + added, content=body, extensions={"timeout": self._timeouts})
+
+    async def _take(self) -> httpcore.AsyncHTTPConnection:
+        """The connection that was used last, if it is still there, or a new one."""
+        while self._idle:
+            _, connection = self._idle.pop()
+            if connection.is_available() and not connection.has_expired():
+                return connection
+            await connection.aclose()
+        origin = httpcore.Origin(self._url.raw_scheme, self._url.raw_host, self._url.port or _PORTS[self._url.scheme])
+        return httpcore.AsyncHTTPConnection(
+            origin, ssl_context=_certificates(), keepalive_expiry=_IDLE_S, network_backend=_BACKEND
+        )
+
+    async def _give_back(self, connection: httpcore.AsyncHTTPConnection) -> None:
+        """Keep a connection that can be used again; close those that were idle for long after a burst."""
+        if connection.is_idle():
+            self._idle.append((monotonic(), connection))
+        else:
+            await connection.aclose()
+        oldest = monotonic() - _IDLE_S
+        while self._idle and self._idle[0][0] < oldest:
+            await self._idle.popleft()[1].aclose()
+
+
+class EventReader:
+    """Server-sent events out of chunks: feed it bytes, get the data of the events that are complete.
+
+    Source: WHATWG HTML, 9.2.6. Names and ids of events are passed over: providers repeat them in the data.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events that this chunk completes. Raises ProviderError when a line has no end."""
+        if self._held:
+            searched = len(self._held)
+            self._held += chunk
+            if b"\n" not in chunk:
+                if searched + len(chunk) > MAX_HELD_BYTES:
+                    raise too_large()
+                return []
+            chunk = bytes(self._held)
+            self._held.clear()
+        lines = chunk.split(b"\n")
+        self._held += lines.pop()
+        return self._events(lines)
+
+    def end(self) -> list[bytes]:
+        """The event that the end of the stream completes, if one was begun."""
+        last = [bytes(self._held), b""]
+        self._held.clear()
+        return self._events(last)
+
+    def _events(self, lines: list[bytes]) -> list[bytes]:
+        events = []
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].strip())
+                self._size += len(line)
+            elif self._data and line in {b"", b"\r"}:
+                if data := self._data[0] if len(self._data) == 1 else b"\n".join(self._data):
+                    events.append(data)
+                self._data.clear()
+                self._size = 0
+        if self._size > MAX_HELD_BYTES:
+            raise too_large()
+        return events
+
+
+async def finish(chunks: AsyncIterator[bytes]) -> None:
+    """Read the little that follows an answer's last event, so that its connection can be used again."""
+    with suppress(TimeoutError, ProviderError):
+        async with asyncio.timeout(_REST_S):
+            async for _ in chunks:
+                pass
+
+
+def too_large() -> ProviderError:
+    """The error for an answer beyond the caps."""
+    return ProviderError.of(FailureCode.OVERLOADED, "the provider's answer has no end: it was cut off")
+
+
+_BACKEND = AsyncioBackend()
+_PORTS = {"http": 80, "https": 443}
+_HEADERS = [
+    (b"accept", b"text/event-stream, application/json"),
+    (b"accept-encoding", b"identity"),
+    (b"content-type", b"application/json"),
+    (b"user-agent", b"headrace"),
+]
+
+
+@contextmanager
+def _provider_errors() -> Iterator[None]:
+    """Turn what the library and the limits raise into ProviderError."""
+    try:
+        yield
+    except httpcore.TimeoutException as error:
+        raise ProviderError.of(FailureCode.TIMEOUT, f"no answer in time ({type(error).__name__})") from None
+    except TimeoutError:
+        raise ProviderError.of(FailureCode.TIMEOUT, "no answer in time (the call's total limit)") from None
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ConnectionNotAvailable) as error:
+        raise ProviderError.of(FailureCode.CONNECTION, str(error) or type(error).__name__) from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context()

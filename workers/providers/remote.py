@@ -1,0 +1,133 @@
+"""A provider behind HTTP: one transport between two translations, which each API brings."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+
+import orjson
+
+from models.catalog import LLM
+from models.errors import FailureCode
+from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.failures import MAX_ERROR_BYTES, failure_of_status, scrubbed
+from workers.providers.http import MAX_HELD_BYTES, Answer, EventReader, Http, Limits, finish, too_large
+from workers.providers.keys import Key
+from workers.providers.transcript import Json, Transcript
+
+_MOST_TRIES = 4
+
+
+class RemoteProvider(ABC):
+    """One LLM behind an HTTP API.
+
+    Some servers of one API do not take what others require. What they refuse by name is changed and sent again, and
+    remembered: ``self._dialect`` holds the names of the changes.
+    """
+
+    path: str
+
+    def __init__(self, llm: LLM, base_url: str) -> None:
+        self._llm = llm
+        self._key = Key(llm)
+        self._dialect: frozenset[str] = frozenset()
+        read_s = llm.timeout_s if llm.read_timeout_s is None else llm.read_timeout_s
+        self._http = Http(base_url, Limits(llm.connect_timeout_s, read_s, llm.timeout_s))
+
+    @abstractmethod
+    def headers(self, key: str | None) -> dict[str, str]:
+        """The API's own headers."""
+
+    @abstractmethod
+    def to_wire(self, request: GenerationRequest, dialect: frozenset[str]) -> Json:
+        """The request's body."""
+
+    @abstractmethod
+    def transcript(self, request: GenerationRequest, meter: Meter) -> Transcript:
+        """What translates the answer."""
+
+    def adapt(self, refusal: str) -> str | None:
+        """The name of the change of dialect that a refusal asks for, if it is one."""
+        return None
+
+    async def generate(self, request: GenerationRequest, meter: Meter) -> Generation:
+        """Answer by one POST, streamed; cancelling the task closes the connection at once."""
+        key = self._key.value
+        try:
+            for _ in range(_MOST_TRIES):
+                generation = await self._call(request, meter, key)
+                if generation is not None:
+                    return generation
+        except ProviderError as error:
+            if error.failure.code is FailureCode.PROVIDER_AUTH:
+                self._key.read_again()
+            raise scrubbed(error, key) from None
+        raise ProviderError.of(FailureCode.PROVIDER_REJECTED, "the server refuses every form of the request")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+
+    async def _call(self, request: GenerationRequest, meter: Meter, key: str | None) -> Generation | None:
+        """The answer, or None when the dialect was changed and the request should be sent again."""
+        dialect = self._dialect
+        body = _dump(self.to_wire(request, dialect))
+        async with self._http.post(self.path, self.headers(key), body) as answer:
+            if 200 <= answer.status < 300:
+                return await _listen(answer, self.transcript(request, meter))
+            error = failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
+        was_rejected = error.failure.code is FailureCode.PROVIDER_REJECTED and answer.status in {400, 422}
+        change = self.adapt(error.failure.message) if was_rejected else None
+        if change is None or change in dialect:
+            raise error
+        self._dialect |= {change}
+        return None
+
+
+def _dump(body: Json) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise ProviderError.of(FailureCode.PROVIDER_REJECTED, f"the request cannot be sent: {error}") from None
+
+
+async def _listen(answer: Answer, transcript: Transcript) -> Generation:
+    refused = False
+    try:
+        await _read(answer, transcript)
+    except ProviderError as error:
+        # An answer that is complete is not thrown away for how its connection ended.
+        if transcript.finish_reason is None or error.failure.code is not FailureCode.CONNECTION:
+            refused = transcript.is_empty and error.failure.code not in {FailureCode.TIMEOUT, FailureCode.CONNECTION}
+            raise
+    finally:
+        if not refused:
+            transcript.settle()
+    return transcript.generation()
+
+
+async def _read(answer: Answer, transcript: Transcript) -> None:
+    """Read a stream of events, or the one JSON object that servers without streams answer with."""
+    reader = EventReader()
+    chunks = answer.chunks()
+    begun = False
+    async for chunk in chunks:
+        if not begun and (start := chunk.lstrip()):
+            if start.startswith((b"{", b"[")):
+                transcript.whole(await _rest(start, chunks))
+                return
+            begun = True
+        for event in reader.feed(chunk):
+            transcript.event(event)
+        if transcript.ended:
+            await finish(chunks)
+            return
+    for event in reader.end():
+        transcript.event(event)
+
+
+async def _rest(first: bytes, chunks: AsyncIterator[bytes]) -> bytes:
+    body = bytearray(first)
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_HELD_BYTES:
+            raise too_large()
+    return bytes(body)
