@@ -25,6 +25,7 @@ class Caller:
     tenant_id: UUID
     api_key_id: UUID
     scopes: frozenset[str]
+    plan: str | None = None
 
 
 class Authenticator:
@@ -76,6 +77,6 @@ class Authenticator:
 
     async def _look_up(self, digest: bytes, key: str) -> Caller | None:
         row = await find_key(self._engine, key)
-        caller = Caller(row["tenant_id"], row["id"], frozenset(row["scopes"])) if row else None
+        caller = Caller(row["tenant_id"], row["id"], frozenset(row["scopes"]), row["plan"]) if row else None
         self._known[digest] = caller
         return caller

@@ -11,12 +11,14 @@ from starlette.requests import Request
 from api.auth import Authenticator, Caller
 from api.edge import Traffic
 from api.health import Health
+from api.ratelimits import RateLimiter
 from api.settings import ApiSettings
 from api.submission import Submitter
+from api.vitals import VitalSigns
 from api.waiting import Waiters
 from models.catalog import Catalog
 from models.errors import NotFound
-from models.ids import JOB, from_wire
+from models.ids import BUDGET, JOB, from_wire
 from models.wakeups import Wakeups
 
 
@@ -29,8 +31,10 @@ class Services:
     wakeups: Wakeups
     catalog: Catalog
     authenticator: Authenticator
+    limiter: RateLimiter
     submitter: Submitter
     waiters: Waiters
+    vitals: VitalSigns
     health: Health
     traffic: Traffic
 
@@ -59,3 +63,13 @@ def _job_id(job_id: Annotated[str, Path(description="A job's id.", examples=["jo
 
 
 JobId = Annotated[UUID, Depends(_job_id)]
+
+
+def _budget_id(budget_id: Annotated[str, Path(description="A budget's id.", examples=["budget_..."])]) -> UUID:
+    parsed = from_wire(BUDGET, budget_id)
+    if parsed is None:
+        raise NotFound("There is no such budget.")
+    return parsed
+
+
+BudgetId = Annotated[UUID, Depends(_budget_id)]
