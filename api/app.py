@@ -9,17 +9,21 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from api.auth import Authenticator
+from api.counters import Counters
 from api.deps import Services
 from api.edge import Edge, Traffic
 from api.errors import install_error_handlers
 from api.health import Health
 from api.openapi import DocumentedApp
-from api.routes import docs, health, jobs
+from api.ratelimits import RateLimiter
+from api.routes import budgets, docs, health, jobs, usage
 from api.settings import ApiSettings
 from api.submission import Submitter
+from api.vitals import VitalSigns
 from api.waiting import Waiters
 from models.catalog import load_catalog
 from models.database import create_engine
+from models.shared import Shared
 from models.telemetry import configure_logging
 from models.wakeups import Wakeups
 
@@ -57,7 +61,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.add_middleware(Edge, traffic=traffic)
     install_error_handlers(app)
     jobs.install_submission(app)
-    for router in (jobs.router, health.router):
+    for router in (jobs.router, health.router, budgets.router, usage.router):
         app.include_router(router)
     docs.install_docs(app)
     return app
@@ -69,8 +73,11 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
     engine = create_engine(settings.database_url, name="api", pool_size=settings.api_pool_size)
     wakeups = Wakeups(settings.redis_url)
     waiters = Waiters(engine, wakeups)
+    shared = Shared(settings.redis_url)
+    vitals = VitalSigns(engine, shared, catalog)
+    counters = Counters(settings.redis_url, timeout_s=settings.rate_limit_timeout_s)
     submitter = Submitter(engine, wakeups, group_limit=settings.submit_group_limit, retry_s=settings.submit_retry_s)
-    background = [asyncio.create_task(waiters.listen()), asyncio.create_task(waiters.sweep())]
+    background = [asyncio.create_task(duty) for duty in (waiters.listen(), waiters.sweep(), vitals.watch())]
     try:
         yield Services(
             settings=settings,
@@ -78,14 +85,18 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
             wakeups=wakeups,
             catalog=catalog,
             authenticator=Authenticator(engine, cache_s=settings.api_key_cache_s),
+            limiter=RateLimiter(catalog.plans, counters),
             submitter=submitter,
             waiters=waiters,
-            health=Health(engine, wakeups, catalog),
+            vitals=vitals,
+            health=Health(engine, wakeups, catalog, vitals),
             traffic=traffic,
         )
     finally:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await shared.close()
+        await counters.close()
         await wakeups.close()
         await engine.dispose()

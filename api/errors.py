@@ -40,8 +40,9 @@ def problem_response(
     param: str | None = None,
     problems: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, object] | None = None,
 ) -> Response:
-    """A problem document with the contract's members; ``problems`` become ``errors``, one per field."""
+    """A problem document with the contract's members and an error's own; ``problems`` become ``errors``."""
     openai_type = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     document: dict[str, Any] = {  # Any: JSON
         "type": f"urn:headrace:error:{code}",
@@ -50,6 +51,7 @@ def problem_response(
         "detail": detail,
         "code": code,
         "error": {"message": detail, "type": openai_type, "code": code, "param": param},
+        **(members or {}),
     }
     if problems:
         document["errors"] = [{"field": problem.field, "message": problem.message} for problem in problems]
@@ -82,7 +84,7 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 def refusal_response(error: HeadraceError) -> Response:
     """The response to a refusal that Headrace names."""
-    headers: dict[str, str] = {}
+    headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, InvalidApiKey):
@@ -95,6 +97,7 @@ def refusal_response(error: HeadraceError) -> Response:
         param=error.param,
         problems=error.problems,
         headers=headers,
+        members=error.members,
     )
 
 

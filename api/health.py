@@ -10,7 +10,9 @@ from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.vitals import VitalSigns
 from models.catalog import Catalog
+from models.circuit import CircuitState
 from models.database import SELECT_REVISION, newest_revision, read_all, read_one
 from models.process import SELECT_BACKLOG, SELECT_LIVE
 from models.wakeups import Wakeups
@@ -53,10 +55,11 @@ class Snapshot:
 class Health:
     """Asks Postgres, Redis and the processes; what it found is good for a second."""
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, catalog: Catalog) -> None:
+    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, catalog: Catalog, vitals: VitalSigns) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._catalog = catalog
+        self._vitals = vitals
         self._revision = newest_revision()
         self._stores: tuple[float, Report] | None = None
         self._snapshot: tuple[float, Snapshot] | None = None
@@ -71,7 +74,7 @@ class Health:
         return report
 
     async def everything(self) -> Report:
-        """The stores, the relay, and the workers of each queue of the catalogue."""
+        """The stores, the relay, the workers of each queue of the catalogue, and each LLM."""
         stores = await self.stores()
         parts = dict(stores.parts)
         snapshot = await self.snapshot()
@@ -85,7 +88,14 @@ class Health:
             ]
             capacity = sum(worker["capacity"] for worker in workers)
             parts[f"queue:{queue}"] = {"status": "ok" if capacity else "down", "capacity": capacity}
-        return Report(parts)
+        return Report(parts | self._llms())
+
+    def _llms(self) -> dict[str, Part]:
+        """Each LLM with its circuit breaker: ``down`` unless that is closed; nothing when Redis does not say."""
+        return {
+            f"llm:{name}": {"status": "ok" if look.state is CircuitState.CLOSED else "down", "breaker": look.state}
+            for name, look in (self._vitals.breakers or {}).items()
+        }
 
     async def snapshot(self) -> Snapshot | None:
         """The live processes and the backlog, at most a second old; None when Postgres is away."""

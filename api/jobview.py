@@ -14,6 +14,8 @@ Row = Mapping[Any, Any]  # Any: columns of several types, under keys as SQLAlche
 Resource = dict[str, Any]  # Any: JSON
 
 MAX_RETRY_AFTER_S = 30
+_USAGE = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "estimated")
+_ROUTING_ORDER = ("strategy", "reason", "candidates")
 _RESULT_ORDER = ("text", "finish_reason", "model")
 
 
@@ -33,12 +35,13 @@ def job_resource(row: Row, now: datetime | None = None) -> Resource:
         "model": row["model"],
         "tier": row["tier"],
         "queue": row["queue"],
+        "routing": _in_order(row["routing"], _ROUTING_ORDER),
         "created_at": timestamp(row["created_at"]),
         "started_at": _timestamp_or_none(row["started_at"]),
         "finished_at": _timestamp_or_none(row["finished_at"]),
         "expires_at": timestamp(row["expires_at"]),
         "next_attempt_at": _next_attempt(status, row["next_attempt_at"], now or datetime.now(UTC)),
-        "result": _result_resource(row["result"]),
+        "result": _in_order(row["result"], _RESULT_ORDER),
         "error": row["error"],
         "usage": usage.as_wire() if finished or usage.total_tokens else None,
         "cost_usd": as_wire(row["cost_usd"]),
@@ -95,11 +98,11 @@ def _next_attempt(status: JobStatus, moment: datetime, now: datetime) -> str | N
     return timestamp(moment) if status is JobStatus.QUEUED and moment > now else None
 
 
-def _result_resource(result: Row | None) -> Resource | None:
-    """A result with its members in the contract's order, which JSONB does not keep."""
-    if result is None:
+def _in_order(stored: Row | None, order: Sequence[str]) -> Resource | None:
+    """A JSON object with its members in the contract's order, which JSONB does not keep."""
+    if stored is None:
         return None
-    return {**{name: result[name] for name in _RESULT_ORDER if name in result}, **result}
+    return {**{name: stored[name] for name in order if name in stored}, **stored}
 
 
 def _attempt_resource(attempt: Row) -> Resource:
@@ -112,6 +115,6 @@ def _attempt_resource(attempt: Row) -> Resource:
         "started_at": timestamp(datetime.fromisoformat(attempt["started_at"])),
         "duration_ms": attempt["duration_ms"],
         "time_to_first_token_ms": attempt["time_to_first_token_ms"],
-        "usage": Usage(attempt["input_tokens"], attempt["output_tokens"]).as_wire(),
+        "usage": Usage(**{name: attempt[name] for name in _USAGE}).as_wire(),
         "cost_usd": as_wire(Decimal(attempt["cost_usd"])),
     }

@@ -9,6 +9,8 @@ from prometheus_client.registry import Collector
 
 from api.edge import Traffic
 from api.health import MOST_COUNTED, Snapshot
+from api.vitals import VitalSigns
+from models.circuit import CircuitState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -18,6 +20,7 @@ class _Scrape(Collector):
     traffic: Traffic
     waiters: int
     snapshot: Snapshot | None
+    vitals: VitalSigns
 
     def collect(self) -> Iterator[Metric]:
         yield from self._traffic()
@@ -26,6 +29,7 @@ class _Scrape(Collector):
         if self.snapshot is not None:
             yield self._jobs(self.snapshot)
             yield from self._processes(self.snapshot)
+        yield from self._llms()
 
     def _traffic(self) -> Iterator[Metric]:
         labels = ["method", "route", "status"]
@@ -61,9 +65,32 @@ class _Scrape(Collector):
             in_flight.add_metric([",".join(queues)], sum(row["in_flight"] for row in mine))
         yield from (processes, capacity, in_flight)
 
+    def _llms(self) -> Iterator[Metric]:
+        breaker = GaugeMetricFamily(
+            "headrace_llm_breaker", "1 for the state that an LLM's circuit breaker is in.", labels=["llm", "state"]
+        )
+        for name, look in (self.vitals.breakers or {}).items():
+            for state in CircuitState:
+                breaker.add_metric([name, state], look.state is state)
+        yield breaker
+        for attribute, metric, meaning in _MEASURED:
+            family = GaugeMetricFamily(metric, f"{meaning}, over its latest attempts.", labels=["llm"])
+            for name, vitals in self.vitals.llms.items():
+                if (value := getattr(vitals, attribute)) is not None:
+                    family.add_metric([name], value)
+            yield family
 
-def exposition(traffic: Traffic, waiters: int, snapshot: Snapshot | None) -> bytes:
+
+_MEASURED = (
+    ("latency_s", "headrace_llm_latency_seconds", "Median seconds of an LLM's answer"),
+    ("time_to_first_token_s", "headrace_llm_first_token_seconds", "Median seconds to an LLM's first token"),
+    ("tokens_per_s", "headrace_llm_tokens_per_second", "Tokens that an LLM writes per second"),
+    ("error_rate", "headrace_llm_error_rate", "Share of an LLM's calls that failed for reasons of its provider"),
+)
+
+
+def exposition(traffic: Traffic, waiters: int, snapshot: Snapshot | None, vitals: VitalSigns) -> bytes:
     """The metrics as Prometheus text; without a snapshot, what this process knows alone."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(traffic, waiters, snapshot))
+    registry.register(_Scrape(traffic, waiters, snapshot, vitals))
     return generate_latest(registry)

@@ -6,25 +6,47 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.schemas import HealthReport, JobList, JobRequest, JobResource, Problem
+from api.schemas import (
+    BudgetList,
+    BudgetRequest,
+    BudgetResource,
+    HealthReport,
+    JobList,
+    JobRequest,
+    JobResource,
+    Problem,
+    UsageReport,
+)
 
 Document = dict[str, Any]  # Any: JSON
 
 _REF = "#/components/schemas/{model}"
-_READ: tuple[type[BaseModel], ...] = (JobRequest,)
-_WRITTEN: tuple[type[BaseModel], ...] = (JobResource, JobList, Problem, HealthReport)
+_READ: tuple[type[BaseModel], ...] = (JobRequest, BudgetRequest)
+_WRITTEN: tuple[type[BaseModel], ...] = (
+    JobResource,
+    JobList,
+    Problem,
+    HealthReport,
+    BudgetResource,
+    BudgetList,
+    UsageReport,
+)
 _PUBLIC = ("/livez", "/readyz", "/health", "/metrics")
 
 _REFUSALS = {
     401: "The API key is missing, unknown or revoked: `invalid_api_key`.",
+    402: "The job does not fit a budget that covers it: `budget_exceeded`.",
     404: "There is no such resource, or it is another tenant's: `not_found`, `model_not_found`.",
     409: "The job has already finished: `job_finished`.",
     413: "The body is too large: `payload_too_large`.",
     415: "The body is not JSON: `unsupported_media_type`.",
     422: "The request cannot be accepted: `validation_failed`, `idempotency_mismatch`,"
     " `context_length_exceeded`, `cost_cap_exceeded`, `callback_url_refused`.",
+    429: "The API key has used up what its plan allows for now: `rate_limited`.",
     503: "Postgres is away; nothing was recorded unless `detail` says otherwise: `unavailable`.",
 }
+
+_REFUSAL_HEADERS = {429: ("Retry-After", "RateLimit", "RateLimit-Policy"), 503: ("Retry-After",)}
 
 
 class DocumentedApp(FastAPI):
@@ -50,8 +72,7 @@ class DocumentedApp(FastAPI):
 def answer(description: str, model: type[BaseModel], *headers: str) -> Document:
     """A response that carries a shape."""
     content = {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
-    names = {name: {"schema": {"type": "string"}} for name in headers}
-    return {"description": description, "content": content, "headers": names}
+    return {"description": description, "content": content, "headers": _strings(*headers)}
 
 
 def refusals(*statuses: int) -> dict[int | str, Document]:
@@ -61,6 +82,7 @@ def refusals(*statuses: int) -> dict[int | str, Document]:
         status: {
             "description": _REFUSALS[status],
             "content": {"application/problem+json": {"schema": schema}},
+            "headers": _strings(*_REFUSAL_HEADERS.get(status, ())),
         }
         for status in sorted({401, 503, *statuses})
     }
@@ -81,6 +103,10 @@ def header(name: str, description: str, **schema: object) -> Document:
         "description": description,
         "schema": {"type": "string", **schema},
     }
+
+
+def _strings(*headers: str) -> Document:
+    return {name: {"schema": {"type": "string"}} for name in headers}
 
 
 def _drop_foreign_refusals(document: Document) -> None:

@@ -182,16 +182,105 @@ class JobRequest(_Strict):
         return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
+_ALERT_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 0.8}
+
+
+class BudgetRequest(_Strict):
+    """A budget to create or change: what identifies it is its scope, subject and window."""
+
+    scope: Literal["tenant", "team", "user", "key"]
+    subject: Name | None = Field(
+        default=None,
+        description="The team's or user's name, or the part of the API key after `hr_`, up to the next `_`.",
+    )
+    window: Literal["day", "month", "total"]
+    limit_usd: Annotated[
+        Decimal,
+        Field(ge=0, lt=10**12, decimal_places=6),
+        BeforeValidator(_decimal),
+        WithJsonSchema({"anyOf": [{"type": "string", "examples": ["1.00"]}, {"type": "number", "minimum": 0}]}),
+    ]
+    alert_at: Annotated[
+        Decimal, Field(gt=0, le=1, decimal_places=6), BeforeValidator(_decimal), WithJsonSchema(_ALERT_SCHEMA)
+    ] = Decimal("0.8")
+
+    @model_validator(mode="after")
+    def _subject_goes_with_its_scope(self) -> "BudgetRequest":
+        if (self.scope == "tenant") != (self.subject is None):
+            raise ValueError("a subject is required with the scopes team, user and key, and only there")
+        return self
+
+
+class BudgetResource(BaseModel):
+    """A budget and its current period. Days and months are UTC; money is a decimal string in USD."""
+
+    id: str = Field(examples=["budget_0198c0ffee0070008000000000000000"])
+    object: Literal["budget"]
+    scope: Literal["tenant", "team", "user", "key"]
+    subject: str | None
+    window: Literal["day", "month", "total"]
+    limit_usd: str
+    spent_usd: str
+    reserved_usd: str = Field(description="Held for jobs that are not finished.")
+    remaining_usd: str
+    alert_at: float
+    resets_at: datetime | None
+
+
+class BudgetList(BaseModel):
+    """A page of budgets, oldest first; the next page is asked for with ``after=<last_id>``."""
+
+    object: Literal["list"]
+    data: Sequence[BudgetResource]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class UsageRow(BaseModel):
+    """Usage of one group; it has a member for each name of ``group_by``."""
+
+    model: str | None = None
+    team: str | None = None
+    user: str | None = None
+    key: str | None = None
+    day: str | None = None
+    jobs: int
+    attempts: int = Field(description="Those that used tokens.")
+    input_tokens: int
+    output_tokens: int
+    cost_usd: str
+
+
+class UsageReport(BaseModel):
+    object: Literal["list"]
+    data: Sequence[UsageRow]
+
+
+class InputDetails(BaseModel):
+    cached_tokens: int
+
+
+class OutputDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class UsageResource(BaseModel):
+    """Tokens used; the details of an attempt are there when they are not zero."""
+
     input_tokens: int
     output_tokens: int
     total_tokens: int
+    input_tokens_details: InputDetails | None = Field(default=None, description="Read from the provider's cache.")
+    output_tokens_details: OutputDetails | None = None
+    estimated: bool | None = Field(default=None, description="The provider did not say; these are upper estimates.")
 
 
 class ResultResource(BaseModel):
     text: str
     finish_reason: str
     model: str
+    degraded: bool = Field(default=False, description="A stored answer, for want of an LLM's.")
 
 
 class FailureResource(BaseModel):
@@ -206,13 +295,27 @@ class AttemptResource(BaseModel):
     number: int
     model: str
     provider: str
-    outcome: Literal["completed", "failed", "cancelled", "expired", "released", "lost"] | None
+    outcome: Literal["completed", "failed", "cancelled", "expired", "released", "snoozed", "lost"] | None
     error: FailureResource | None
     started_at: datetime
     duration_ms: int | None
     time_to_first_token_ms: int | None
     usage: UsageResource
     cost_usd: str
+
+
+class CandidateResource(BaseModel):
+    model: str
+    score: float
+    why: str
+
+
+class RoutingResource(BaseModel):
+    """Why a job's LLM was chosen; the chosen one is the first candidate."""
+
+    strategy: Literal["cost", "speed", "quality", "balanced", "explicit"]
+    reason: str
+    candidates: Sequence[CandidateResource]
 
 
 class JobResource(BaseModel):
@@ -227,6 +330,7 @@ class JobResource(BaseModel):
     model: str = Field(description="The model asked for.")
     tier: str
     queue: str
+    routing: RoutingResource | None = Field(description="Why this LLM was chosen; null if it was before this was kept.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -18,6 +18,12 @@ class ApiSettings(StoreSettings, CatalogSettings):
         le=300,
         description="Seconds an API key is trusted without asking Postgres: the delay of a revocation.",
     )
+    rate_limit_timeout_s: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="Seconds to wait for Redis before rate limits are counted by each process alone.",
+    )
     submit_group_limit: int = Field(
         default=256, ge=1, le=5000, description="Concurrent submissions recorded by one INSERT, at most."
     )

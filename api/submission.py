@@ -1,15 +1,16 @@
-"""Submitting a job: validate -> route -> price -> insert.
+"""Submitting a job: validate -> route -> price -> reserve -> insert.
 
 Everything before the insert is a pure function of the request and the catalogue. Submissions that arrive
 together share one INSERT and one disk flush; the statement is its own transaction, so a caller that was
-answered 202 finds its job after any crash. A budget's reservation belongs into that same statement.
+answered 202 finds its job after any crash. Where a budget covers a job, its reservation is made by the same
+statement (:mod:`api.reserving`).
 """
 
-import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from time import monotonic
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -22,9 +23,10 @@ from api.auth import Caller
 from api.bodies import JsonObject
 from api.errors import validation_failed
 from api.jobview import Row
+from api.reserving import Recorder, budget_exceeded
 from api.schemas import JobRequest
 from models.catalog import Catalog
-from models.database import dump_json, fetch_all, is_transient, is_unavailable, read_one
+from models.database import dump_json, read_one
 from models.errors import (
     CallbackUrlRefused,
     ContextLengthExceeded,
@@ -34,13 +36,13 @@ from models.errors import (
     Unavailable,
     ValidationFailed,
 )
-from models.grouping import GroupCommit
 from models.ids import new_id
-from models.job import INSERT_JOBS, PRIORITIES, SELECT_JOB, SELECT_JOB_BY_KEY
-from models.pricing import Price, as_wire, worst_case
-from models.routing import Route, choose_route
-from models.tokens import fewest_tokens, most_tokens
-from models.wakeups import DUE, Wakeups
+from models.job import PRIORITIES, SELECT_JOB, SELECT_JOB_BY_KEY
+from models.pricing import as_wire, worst_case
+from models.reservation import Refusal
+from models.routing import Ask, Route, Router
+from models.tokens import REPAIR_OVERHEAD, fewest_tokens, most_tokens
+from models.wakeups import Wakeups
 
 MAX_KEY_LENGTH = 255
 _RETRY_PAUSE_S = 0.1
@@ -80,16 +82,21 @@ def check_key(key: str | None) -> str | None:
 
 
 def plan_job(
-    request: JobRequest, caller: Caller, catalog: Catalog, idempotency_key: str | None
+    request: JobRequest,
+    caller: Caller,
+    catalog: Catalog,
+    idempotency_key: str | None,
+    router: Router | None = None,
 ) -> dict[str, Any]:  # Any: columns of several types
-    """The row to insert for a request: pure, but for its new id.
+    """The row to insert for a request: pure, but for its new id and the time, of which prices depend.
 
     Raises ModelNotFound, ContextLengthExceeded or CostCapExceeded.
     """
-    route = choose_route(catalog, request.model, request.fallbacks)
+    route = (router or Router(catalog)).route(_ask(request))
     llm_request = _llm_request(request)
     _check_fit(request, route, catalog)
-    _check_cost(request, llm_request, route, catalog)
+    reserved = _worst_case(request, llm_request, route, catalog)
+    _check_cost(request, reserved)
     chosen = catalog.llms[route.chosen]
     return {
         "id": new_id(),
@@ -99,10 +106,12 @@ def plan_job(
         "priority": PRIORITIES[request.priority],
         "model": request.model,
         "route": route.llms,
+        "routing": route.as_wire(),
         "tier": chosen.tier,
         "queue": catalog.queue_of(route.chosen),
         "request": llm_request,
         "max_cost_usd": request.max_cost_usd,
+        "reserved_usd": reserved,
         "end_user": request.user,
         "team": request.team,
         "labels": request.metadata,
@@ -123,20 +132,18 @@ class Submitter:
 
     def __init__(self, engine: AsyncEngine, wakeups: Wakeups, *, group_limit: int = 256, retry_s: float = 5.0) -> None:
         self._engine = engine
-        self._wakeups = wakeups
-        self._retry_s = retry_s
-        self._group: GroupCommit[Mapping[str, Any], RowMapping | None] = GroupCommit(  # Any: see plan_job
-            self._insert, limit=group_limit, shared_fate=_is_shared
-        )
+        self._recorder = Recorder(engine, wakeups, group_limit=group_limit, retry_s=retry_s)
 
     async def submit(self, job: Mapping[str, Any]) -> Submitted:  # Any: see plan_job
         """Record a planned job, or find the one that its idempotency key made before.
 
-        Raises IdempotencyMismatch when that one was made by another body, and Unavailable.
+        Raises IdempotencyMismatch when that one was made by another body, BudgetExceeded, and Unavailable.
         """
-        recorded = await self._group.submit(job)
-        if recorded is not None:
-            return Submitted(_fresh_row(job, recorded), created=True)
+        outcome = await self._recorder.record(job)
+        if isinstance(outcome, Refusal):
+            raise budget_exceeded(outcome)
+        if outcome is not None:
+            return Submitted(_fresh_row(job, outcome), created=True)
         row = await self._find(job)
         if row["id"] == job["id"]:
             return Submitted(row, created=True)
@@ -147,33 +154,6 @@ class Submitter:
             )
         return Submitted(row, created=False)
 
-    async def _insert(self, jobs: Sequence[Mapping[str, Any]]) -> Sequence[RowMapping | None]:
-        """One group: what was recorded of each job, None for one that exists already."""
-        params = {"rows": dump_json(jobs)}
-        rows = {row["id"]: row for row in await self._insert_surely(params)}
-        if rows:
-            self._wakeups.announce(DUE)
-        return [rows.get(job["id"]) for job in jobs]
-
-    async def _insert_surely(self, params: Mapping[str, str]) -> Sequence[RowMapping]:
-        """Run the INSERT; again, while nobody knows whether it was done, since a job id is inserted once.
-
-        Raises Unavailable: at once when nothing was sent, else when ``retry_s`` have passed.
-        """
-        deadline = monotonic() + self._retry_s
-        sent = False
-        while True:
-            try:
-                return await fetch_all(self._engine, INSERT_JOBS, params)
-            except Exception as error:
-                if not (is_unavailable(error) or is_transient(error)):
-                    raise
-                sent = sent or _was_sent(error)
-                if not sent or monotonic() >= deadline:
-                    log.warning("submit.postgres_away", error=str(error).partition("\n")[0], sent=sent)
-                    raise _unavailable(sent) from error
-            await asyncio.sleep(_RETRY_PAUSE_S)
-
     async def _find(self, job: Mapping[str, Any]) -> RowMapping:
         if job["idempotency_key"] is None:
             row = await read_one(self._engine, SELECT_JOB, {"id": job["id"], "tenant_id": job["tenant_id"]})
@@ -183,6 +163,11 @@ class Submitter:
         if row is None:  # deleted between the two statements, by retention
             raise Unavailable("The job of this Idempotency-Key was just removed; try again.", retry_after_s=1)
         return row
+
+
+def _ask(request: JobRequest) -> Ask:
+    structured = request.response_format is not None and request.response_format.type != "text"
+    return Ask(request.model, request.fallbacks, _texts(request), request.max_tokens, structured)
 
 
 def _llm_request(request: JobRequest) -> JsonObject:
@@ -212,17 +197,29 @@ def _check_fit(request: JobRequest, route: Route, catalog: Catalog) -> None:
         )
 
 
-def _check_cost(request: JobRequest, llm_request: JsonObject, route: Route, catalog: Catalog) -> None:
-    if request.max_cost_usd is None:
-        return
+def _worst_case(request: JobRequest, llm_request: JsonObject, route: Route, catalog: Catalog) -> Decimal:
+    """The most that one attempt can cost, whichever LLM of the route makes it until the job expires.
+
+    An answer in a form (``response_format``) may take a second call, which shows the LLM its first answer.
+    """
     texts = _texts(request)
-    if request.response_format is not None:
+    structured = request.response_format is not None and request.response_format.type != "text"
+    if structured:
         texts.append(dump_json(llm_request["response_format"]))
-    prices = [Price(llm.input_price, llm.output_price) for llm in map(catalog.llms.__getitem__, route.llms)]
-    dearest = worst_case(most_tokens(texts), request.max_tokens, prices)
-    if dearest > request.max_cost_usd:
+    now = datetime.now(UTC)
+    end = now + timedelta(seconds=request.expires_in)
+    prices = [price for name in route.llms for price in catalog.llms[name].tariff.between(now, end)]
+    prompt_tokens = most_tokens(texts)
+    if structured:
+        repaired = 2 * prompt_tokens + request.max_tokens + REPAIR_OVERHEAD
+        return worst_case(repaired, 2 * request.max_tokens, prices)
+    return worst_case(prompt_tokens, request.max_tokens, prices)
+
+
+def _check_cost(request: JobRequest, worst: Decimal) -> None:
+    if request.max_cost_usd is not None and worst > request.max_cost_usd:
         raise CostCapExceeded(
-            f"The worst case costs {as_wire(dearest)} USD, max_cost_usd is {as_wire(request.max_cost_usd)}.",
+            f"The worst case costs {as_wire(worst)} USD, max_cost_usd is {as_wire(request.max_cost_usd)}.",
             param="max_cost_usd",
         )
 
@@ -250,24 +247,3 @@ def _fresh_row(job: Mapping[str, Any], recorded: RowMapping) -> Row:
         "cost_usd": 0,
         "attempts": None,
     }
-
-
-def _was_sent(error: Exception) -> bool:
-    """Whether the statement may have reached Postgres: SQLAlchemy names it in errors of its execution
-    only."""
-    return getattr(error, "statement", None) is not None
-
-
-def _is_shared(error: BaseException) -> bool:
-    return isinstance(error, Unavailable)
-
-
-def _unavailable(sent: bool) -> Unavailable:
-    if sent:
-        detail = (
-            "Postgres went away while the job was being recorded: whether it was is unknown."
-            " Send the request again with the same Idempotency-Key; without a key, it may be recorded twice."
-        )
-    else:
-        detail = "Postgres cannot be reached; nothing was recorded."
-    return Unavailable(detail, retry_after_s=1)

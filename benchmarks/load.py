@@ -84,12 +84,12 @@ def _same(protocol: _Connection) -> _Connection:
 
 
 async def post_all(
-    host: str, port: int, path: str, bodies: list[bytes], *, connections: int = 32, api_key: str = ""
+    host: str, port: int, path: str, bodies: list[bytes], *, connections: int = 32, api_key: str = "", prefer: str = ""
 ) -> LoadResult:
     """POST every body over ``connections`` connections and wait for the answers."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {api_key}\r\nContent-Length: "
+        f"Authorization: Bearer {api_key}\r\n{f'Prefer: {prefer}' if prefer else 'Accept: */*'}\r\nContent-Length: "
     ).encode()
     remaining = iter(bodies)
     loop = asyncio.get_running_loop()
@@ -113,7 +113,7 @@ async def post_all(
 
 
 def run_load(
-    host: str, port: int, path: str, bodies: list[bytes], *, connections: int = 32, api_key: str = ""
+    host: str, port: int, path: str, bodies: list[bytes], *, connections: int = 32, api_key: str = "", prefer: str = ""
 ) -> LoadResult:
     """:func:`post_all` on a loop of its own."""
-    return uvloop.run(post_all(host, port, path, bodies, connections=connections, api_key=api_key))
+    return uvloop.run(post_all(host, port, path, bodies, connections=connections, api_key=api_key, prefer=prefer))

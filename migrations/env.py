@@ -5,6 +5,8 @@ from sqlalchemy import create_engine, pool, text
 
 import models.account
 import models.attempt
+import models.budget
+import models.event
 import models.job
 import models.ledger
 import models.process  # noqa: F401 - importing the tables registers them

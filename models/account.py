@@ -11,9 +11,10 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, RowMapping, Select, func, select
+from sqlalchemy import CheckConstraint, Executable, ForeignKey, RowMapping, Select, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Mapped, mapped_column
@@ -49,6 +50,7 @@ class ApiKey(Base):
     lookup: Mapped[str] = mapped_column(unique=True)
     secret_hash: Mapped[bytes]
     name: Mapped[str]
+    plan: Mapped[str | None]
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
@@ -108,12 +110,44 @@ async def create_tenant(engine: AsyncEngine, name: str) -> UUID:
     return UUID(str(row["id"]))
 
 
-async def create_key(engine: AsyncEngine, tenant_id: UUID, name: str) -> str:
-    """Make an API key for a tenant and return its text, which cannot be had again."""
+async def create_key(engine: AsyncEngine, tenant_id: UUID, name: str, plan: str | None = None) -> str:
+    """Make an API key for a tenant and return its text, which cannot be had again; no plan is no rate limit."""
     key = generate_key()
-    values = {"id": new_id(), "tenant_id": tenant_id, "name": name, "lookup": key.lookup}
+    values = {"id": new_id(), "tenant_id": tenant_id, "name": name, "lookup": key.lookup, "plan": plan}
     await fetch_one(engine, insert(ApiKey).values(**values, secret_hash=key.secret_hash))
     return key.text
+
+
+def select_keys(tenant: str | None) -> Executable:
+    """What may be shown of every key, or of a tenant's, oldest first."""
+    statement = select(
+        ApiKey.lookup,
+        Tenant.name.label("tenant"),
+        ApiKey.name,
+        ApiKey.plan,
+        ApiKey.created_at,
+        ApiKey.expires_at,
+        ApiKey.revoked_at,
+    ).join_from(ApiKey, Tenant)
+    if tenant is not None:
+        statement = statement.where(Tenant.name == tenant)
+    return statement.order_by(ApiKey.created_at, ApiKey.id)
+
+
+async def revoke_key(engine: AsyncEngine, lookup: str) -> bool:
+    """End a key for good; False when there is none of that lookup part. A key that has ended stays as it is."""
+    revoked_at = func.coalesce(ApiKey.revoked_at, func.now())
+    return await _change_key(engine, lookup, {"revoked_at": revoked_at})
+
+
+async def change_plan(engine: AsyncEngine, lookup: str, plan: str | None) -> bool:
+    """Give a key another plan, or none; False when there is none of that lookup part."""
+    return await _change_key(engine, lookup, {"plan": plan})
+
+
+async def _change_key(engine: AsyncEngine, lookup: str, values: dict[str, Any]) -> bool:  # Any: SQL or values
+    statement = update(ApiKey).where(ApiKey.lookup == lookup).values(values).returning(ApiKey.id)
+    return await fetch_one(engine, statement) is not None
 
 
 def ensure_development_tenant(database_url: str, existing_key: str | None) -> str:

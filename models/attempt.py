@@ -11,6 +11,7 @@ from sqlalchemy import ForeignKey, SmallInteger, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId, Usd
+from models.budget import MOVED
 
 
 class Attempt(Base):
@@ -37,6 +38,9 @@ class Attempt(Base):
     time_to_first_token_ms: Mapped[int | None]
     input_tokens: Mapped[int] = mapped_column(server_default="0")
     output_tokens: Mapped[int] = mapped_column(server_default="0")
+    cached_input_tokens: Mapped[int] = mapped_column(server_default="0")
+    reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
+    usage_estimated: Mapped[bool] = mapped_column(server_default="false")
     cost_usd: Mapped[Usd] = mapped_column(server_default="0")
 
 
@@ -55,7 +59,8 @@ CLAIM = text("""
             attempt_count = attempt_count + 1, started_at = coalesce(started_at, now())
         FROM offered WHERE j.id = offered.id
         RETURNING j.id AS job_id, j.tenant_id, j.attempt_id, j.attempt_count, j.route, j.route_index,
-                  j.llm_failures, j.request, extract(epoch FROM j.expires_at - now())::float AS expires_in_s
+                  j.llm_failures, j.request, cardinality(j.budget_periods) > 0 AS budgeted,
+                  extract(epoch FROM j.expires_at - now())::float AS expires_in_s
     ), opened AS (
         INSERT INTO attempts (id, job_id, number, llm, provider, worker_id, started_at)
         SELECT attempt_id, job_id, attempt_count, route[route_index + 1],
@@ -71,43 +76,56 @@ provider. Rows are locked in the order of their ids, so that claims cannot deadl
 not due or expired is left out: a message that comes twice claims nothing.
 """
 
-FINISH = text("""
+FINISH = text(f"""
     WITH done AS (
         SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
             attempt_id uuid, job_id uuid, tenant_id uuid, llm text, outcome text, error jsonb,
             duration_ms int, time_to_first_token_ms int, input_tokens int, output_tokens int,
-            input_price numeric, output_price numeric, cost_usd numeric,
-            status text, result jsonb, retry_in_s double precision, route_index smallint,
-            llm_failures smallint, tier text, queue text)
+            cached_input_tokens int, reasoning_tokens int, usage_estimated boolean,
+            input_price numeric, output_price numeric, cached_input_price numeric, cost_usd numeric,
+            status text, result jsonb, job_error jsonb, retry_in_s double precision, route_index smallint,
+            llm_failures smallint, tier text, queue text, topped_up_usd numeric)
     ), closed AS (
         UPDATE attempts a
         SET outcome = coalesce(a.outcome, d.outcome), error = coalesce(a.error, d.error), finished_at = now(),
             duration_ms = d.duration_ms, time_to_first_token_ms = d.time_to_first_token_ms,
-            input_tokens = d.input_tokens, output_tokens = d.output_tokens, cost_usd = d.cost_usd
+            input_tokens = d.input_tokens, output_tokens = d.output_tokens, cost_usd = d.cost_usd,
+            cached_input_tokens = coalesce(d.cached_input_tokens, 0),
+            reasoning_tokens = coalesce(d.reasoning_tokens, 0),
+            usage_estimated = coalesce(d.usage_estimated, false)
         FROM done d WHERE a.id = d.attempt_id AND a.duration_ms IS NULL
         RETURNING a.id
-    ), booked AS (
-        INSERT INTO ledger_entries (attempt_id, job_id, tenant_id, llm, input_tokens, output_tokens,
-                                    input_price, output_price, cost_usd)
-        SELECT d.attempt_id, d.job_id, d.tenant_id, d.llm, d.input_tokens, d.output_tokens,
-               d.input_price, d.output_price, d.cost_usd
-        FROM done d JOIN closed ON closed.id = d.attempt_id
-        WHERE d.input_tokens + d.output_tokens > 0
-        ON CONFLICT (attempt_id) DO NOTHING
     ), verdict AS (
-        SELECT d.*, j.status = 'in_progress' AND j.attempt_id = d.attempt_id AS held,
+        SELECT d.*, j.api_key_id, j.team, j.end_user, j.budget_periods, j.reserved_usd,
+               j.status = 'in_progress' AND j.attempt_id = d.attempt_id AS held,
                CASE WHEN d.status = 'queued' AND j.cancel_requested_at IS NOT NULL THEN 'cancelled'
                     ELSE d.status END AS target
         FROM done d JOIN closed ON closed.id = d.attempt_id JOIN jobs j ON j.id = d.job_id
         ORDER BY j.id
         FOR UPDATE OF j
-    )
+    ), booked AS (
+        INSERT INTO ledger_entries (attempt_id, job_id, tenant_id, api_key_id, team, end_user, llm, input_tokens,
+                                    output_tokens, cached_input_tokens, input_price, output_price,
+                                    cached_input_price, cost_usd)
+        SELECT v.attempt_id, v.job_id, v.tenant_id, v.api_key_id, v.team, v.end_user, v.llm, v.input_tokens,
+               v.output_tokens, coalesce(v.cached_input_tokens, 0), v.input_price, v.output_price,
+               v.cached_input_price, v.cost_usd
+        FROM verdict v
+        WHERE v.input_tokens + v.output_tokens > 0
+        ON CONFLICT (attempt_id) DO NOTHING
+    ), settled AS (
+        SELECT v.budget_periods, v.cost_usd AS spent,
+               CASE WHEN v.held AND v.target <> 'queued' THEN v.reserved_usd ELSE 0 END
+               + coalesce(v.topped_up_usd, 0) AS released
+        FROM verdict v
+    ), moved AS ({MOVED})
     UPDATE jobs j
     SET input_tokens = j.input_tokens + v.input_tokens, output_tokens = j.output_tokens + v.output_tokens,
         cost_usd = j.cost_usd + v.cost_usd,
         status = CASE WHEN held THEN v.target ELSE j.status END,
         result = CASE WHEN held THEN v.result ELSE j.result END,
-        error = CASE WHEN held AND v.target NOT IN ('queued', 'cancelled') THEN v.error ELSE j.error END,
+        error = CASE WHEN held AND v.target NOT IN ('queued', 'cancelled', 'completed')
+                     THEN coalesce(v.job_error, v.error) ELSE j.error END,
         finished_at = CASE WHEN held AND v.target <> 'queued' THEN now() ELSE j.finished_at END,
         dispatched_at = CASE WHEN held AND v.target = 'queued' THEN NULL ELSE j.dispatched_at END,
         next_attempt_at = CASE WHEN held AND v.target = 'queued' THEN now() + make_interval(secs => v.retry_in_s)
@@ -119,15 +137,18 @@ FINISH = text("""
         worker_id = CASE WHEN held THEN NULL ELSE j.worker_id END,
         attempt_id = CASE WHEN held THEN NULL ELSE j.attempt_id END
     FROM verdict v WHERE j.id = v.job_id
-    RETURNING j.id, j.status, v.held
+    RETURNING j.id, j.status, v.held, v.attempt_id
 """)
 """Report attempts: close them, book what they used, and move their jobs to ``status``.
 
 The job moves only if the attempt still holds it (``held`` in what returns); a report that comes too late books
 its cost and changes nothing else. An attempt reports once: a statement that runs twice finds nothing to do.
+Budgets learn of it by movements: the cost is spent, and a job that ends releases what it reserved. A job that
+goes back to the queue keeps its reservation, so whoever reports a cost with it has reserved that much more
+before, ``topped_up_usd`` (:class:`workers.exchange.Exchange`).
 """
 
-RESCUE = text("""
+RESCUE = text(f"""
     WITH lost AS (
         SELECT j.id, j.attempt_id FROM jobs j
         WHERE j.status = 'in_progress'
@@ -144,22 +165,27 @@ RESCUE = text("""
                     WHEN j.rescues + 1 >= :max_deliveries THEN 'failed'
                     ELSE 'queued' END AS target
         FROM jobs j JOIN lost ON lost.id = j.id
-    )
-    UPDATE jobs j
-    SET status = v.target, rescues = j.rescues + 1, worker_id = NULL, attempt_id = NULL,
-        dispatched_at = CASE v.target WHEN 'queued' THEN NULL ELSE j.dispatched_at END,
-        next_attempt_at = CASE v.target WHEN 'queued'
-            THEN now() + make_interval(secs => CASE j.rescues WHEN 0 THEN 0 ELSE least(30, power(2, j.rescues)) END)
-            ELSE j.next_attempt_at END,
-        finished_at = CASE v.target WHEN 'queued' THEN NULL ELSE now() END,
-        error = CASE v.target WHEN 'failed' THEN CAST(:max_deliveries_error AS jsonb)
-                              WHEN 'expired' THEN CAST(:expired_error AS jsonb)
-                              ELSE j.error END
-    FROM verdict v WHERE j.id = v.id
-    RETURNING j.id, j.status
+    ), taken_back AS (
+        UPDATE jobs j
+        SET status = v.target, rescues = j.rescues + 1, worker_id = NULL, attempt_id = NULL,
+            dispatched_at = CASE v.target WHEN 'queued' THEN NULL ELSE j.dispatched_at END,
+            next_attempt_at = CASE v.target WHEN 'queued'
+                THEN now() + make_interval(secs => CASE j.rescues WHEN 0 THEN 0 ELSE least(30, power(2, j.rescues)) END)
+                ELSE j.next_attempt_at END,
+            finished_at = CASE v.target WHEN 'queued' THEN NULL ELSE now() END,
+            error = CASE v.target WHEN 'failed' THEN CAST(:max_deliveries_error AS jsonb)
+                                  WHEN 'expired' THEN CAST(:expired_error AS jsonb)
+                                  ELSE j.error END
+        FROM verdict v WHERE j.id = v.id
+        RETURNING j.id, j.status, j.reserved_usd, j.budget_periods
+    ), settled AS (
+        SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM taken_back WHERE status <> 'queued'
+    ), moved AS ({MOVED})
+    SELECT id, status FROM taken_back
 """)
 """Take back the jobs whose worker is gone: to the queue at once the first time, then after a growing
-pause, and to ``failed`` when ``max_deliveries`` workers vanished under them."""
+pause, and to ``failed`` when ``max_deliveries`` workers vanished under them. Those that end release their
+reservations."""
 
 SELECT_HELD = text("""
     SELECT id AS job_id, attempt_id, cancel_requested_at IS NOT NULL AS cancel_requested
@@ -167,7 +193,7 @@ SELECT_HELD = text("""
 """)
 """What Postgres believes a worker runs."""
 
-RELEASE = text("""
+RELEASE = text(f"""
     WITH given_back AS (
         UPDATE jobs
         SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
@@ -175,10 +201,36 @@ RELEASE = text("""
             dispatched_at = NULL, next_attempt_at = now(), worker_id = NULL, attempt_id = NULL
         FROM unnest(CAST(:attempt_ids AS uuid[])) AS mine(held_attempt)
         WHERE status = 'in_progress' AND attempt_id = held_attempt
-        RETURNING held_attempt
-    )
+        RETURNING held_attempt, status, reserved_usd, budget_periods
+    ), settled AS (
+        SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM given_back WHERE status = 'cancelled'
+    ), moved AS ({MOVED})
     UPDATE attempts a SET outcome = 'released', finished_at = now()
     FROM given_back WHERE a.id = given_back.held_attempt AND a.outcome IS NULL
     RETURNING a.id
 """)
 """Give jobs back to the queue that a worker holds and will not run."""
+
+SNOOZE = text("""
+    WITH snoozed AS (
+        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
+            attempt_id uuid, job_id uuid, retry_in_s double precision, route_index smallint, tier text, queue text)
+    ), held AS (
+        SELECT s.* FROM snoozed s JOIN jobs j ON j.id = s.job_id
+        WHERE j.status = 'in_progress' AND j.attempt_id = s.attempt_id AND j.cancel_requested_at IS NULL
+        ORDER BY j.id
+        FOR UPDATE OF j
+    ), forgotten AS (
+        DELETE FROM attempts a USING held WHERE a.id = held.attempt_id
+    )
+    UPDATE jobs j
+    SET status = 'queued', dispatched_at = NULL, next_attempt_at = now() + make_interval(secs => h.retry_in_s),
+        started_at = CASE WHEN j.attempt_count > 1 THEN j.started_at END, attempt_count = j.attempt_count - 1,
+        route_index = h.route_index, tier = h.tier, queue = h.queue, worker_id = NULL, attempt_id = NULL
+    FROM held h WHERE j.id = h.job_id
+    RETURNING j.id
+""")
+"""Put jobs back for later whose LLM was not called: their attempts never were.
+
+A job that was cancelled meanwhile is left out, for its report to end.
+"""

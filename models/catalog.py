@@ -6,21 +6,31 @@ process at its start and not a job in its middle.
 """
 
 import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigurationError
+from models.plans import Plans
+from models.pricelist import first_prices
+from models.pricing import Price as PricePerToken
+from models.pricing import Tariff
 
 SHIPPED = Path(__file__).with_name("catalog.toml")
 RESERVED_QUEUES = frozenset({"webhooks", "documents", "maintenance"})
 AUTO = "auto"
 
 Pool = Literal["cpu", "gpu", "remote"]
+Strategy = Literal["cost", "speed", "quality", "balanced"]
 Price = Decimal
+
+
+Usd = partial(Field, ge=0, max_digits=18, decimal_places=6)
 
 
 class _Entry(BaseModel):
@@ -33,11 +43,70 @@ class PoolConfig(_Entry):
     concurrency: int = Field(default=4, ge=1, le=10_000)
 
 
+class LastResort(_Entry):
+    """A stored answer, given and marked as degraded when every LLM of a route failed its job."""
+
+    text: str = Field(min_length=1)
+
+
 class Tier(_Entry):
     """A class of LLMs, with the Celery queue that carries its jobs and the pool that runs them."""
 
     queue: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")
     pool: Pool
+    last_resort: LastResort | None = None
+
+
+class Weights(_Entry):
+    """What an LLM's price, speed, quality and reliability count for, relative to one another."""
+
+    cost: float = Field(default=0.0, ge=0)
+    speed: float = Field(default=0.0, ge=0)
+    quality: float = Field(default=0.0, ge=0)
+    reliability: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> "Weights":
+        if not self.total:
+            raise ValueError("one weight at least must be above 0")
+        return self
+
+    @property
+    def total(self) -> float:
+        return self.cost + self.speed + self.quality + self.reliability
+
+
+STRATEGIES: dict[Strategy, Weights] = {
+    "cost": Weights(cost=0.9, reliability=0.1),
+    "speed": Weights(speed=0.8, reliability=0.2),
+    "quality": Weights(quality=0.9, reliability=0.1),
+    "balanced": Weights(cost=0.4, speed=0.2, quality=0.2, reliability=0.2),
+}
+"""The weights of a strategy that the catalogue says nothing about."""
+
+
+class Routing(_Entry):
+    """How `auto` and a tier's name choose among LLMs."""
+
+    strategy: Strategy = "balanced"
+    weights: dict[Strategy, Weights] = {}
+
+    @property
+    def weights_in_use(self) -> Weights:
+        """The weights of the strategy."""
+        return self.weights.get(self.strategy, STRATEGIES[self.strategy])
+
+
+class BreakerConfig(_Entry):
+    """When an LLM's circuit breaker opens, and how it closes again; times in seconds."""
+
+    window_s: float = Field(default=30.0, gt=0, description="Failures older than this are forgotten.")
+    min_calls: int = Field(default=10, ge=1, description="It does not open on fewer calls than these.")
+    error_rate: float = Field(default=0.5, gt=0, le=1, description="It opens at this share of failures.")
+    cooldown_s: float = Field(default=5.0, gt=0, description="From opening to the first probe; doubled each time.")
+    max_cooldown_s: float = Field(default=60.0, gt=0)
+    successes: int = Field(default=3, ge=1, description="Probes that must succeed, one after another, to close it.")
+    probe_lease_s: float = Field(default=10.0, gt=0, description="After which a dead process's probe is another's.")
 
 
 class MockBehaviour(_Entry):
@@ -54,40 +123,79 @@ class MockBehaviour(_Entry):
     record: Path | None = Field(default=None, description="Append each call to this file, for fault tests.")
 
 
+class PriceFrom(_Entry):
+    """Prices that apply from a moment on, until those of the next such entry."""
+
+    from_: AwareDatetime = Field(alias="from")
+    input_price: Price = Usd()
+    output_price: Price = Usd()
+    cached_input_price: Price | None = Usd(default=None)
+
+    @property
+    def price(self) -> PricePerToken:
+        return PricePerToken(self.input_price, self.output_price, self.cached_input_price)
+
+
 class LLM(_Entry):
     """One language model as the catalogue describes it; prices in USD per million tokens."""
 
     tier: str
-    provider: Literal["llamacpp", "openai", "mock"]
+    provider: Literal["llamacpp", "openai", "anthropic", "mock"]
     model: str | None = None
     source: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
+    api_key_file: Path | None = Field(default=None, description="A file that holds the key and nothing else.")
     context_window: int = Field(ge=1)
     quality: float = Field(default=0.5, ge=0, le=1)
-    input_price: Price = Field(ge=0, max_digits=18, decimal_places=6)
-    output_price: Price = Field(ge=0, max_digits=18, decimal_places=6)
+    input_price: Price = Usd(description="Absent: the first of `prices`, or the provider's list price.")
+    output_price: Price = Usd()
+    cached_input_price: Price | None = Usd(default=None, description="Absent: cached input costs what other does.")
+    prices: tuple[PriceFrom, ...] = ()
     timeout_s: float = Field(default=300.0, gt=0)
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    read_timeout_s: float | None = Field(default=None, gt=0, description="The longest silence; `timeout_s` if unset.")
+    max_concurrency: int | None = Field(default=None, ge=1, description="Calls in flight, over all processes.")
     retries: int = Field(default=2, ge=0, le=20)
     threads: int | None = Field(default=None, ge=1, description="Compute threads of a local model.")
     fallbacks: tuple[str, ...] = ()
     mock: MockBehaviour = MockBehaviour()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_prices(cls, given: Any) -> Any:  # Any: the file's table, before it is checked
+        return given | first_prices(given, datetime.now(UTC)) if isinstance(given, dict) else given
+
+    @cached_property
+    def tariff(self) -> Tariff:
+        """The prices over time."""
+        first = PricePerToken(self.input_price, self.output_price, self.cached_input_price)
+        return Tariff(first, tuple((later.from_, later.price) for later in sorted(self.prices, key=_since)))
+
     @model_validator(mode="after")
     def _provider_has_what_it_needs(self) -> "LLM":
-        needed = {"llamacpp": "source", "openai": "base_url"}.get(self.provider)
+        needed = {"llamacpp": "source", "openai": "base_url", "anthropic": "model"}.get(self.provider)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"provider {self.provider!r} needs `{needed}`")
+        if self.api_key_env and self.api_key_file:
+            raise ValueError("give `api_key_env` or `api_key_file`, not both")
         return self
+
+
+def _since(later: PriceFrom) -> datetime:
+    return later.from_
 
 
 class Catalog(_Entry):
     """Every pool, tier and LLM, with their references checked."""
 
     default: str | None = None
+    routing: Routing = Routing()
+    breaker: BreakerConfig = BreakerConfig()
     pools: dict[Pool, PoolConfig] = {}
     tiers: dict[str, Tier]
     llms: dict[str, LLM] = Field(min_length=1)
+    plans: Plans
 
     @model_validator(mode="after")
     def _references_exist(self) -> "Catalog":
@@ -124,6 +232,11 @@ class Catalog(_Entry):
     def queue_of(self, llm: str) -> str:
         """The queue that carries the jobs of an LLM."""
         return self.tiers[self.llms[llm].tier].queue
+
+    def last_resort_of(self, route: Sequence[str]) -> str | None:
+        """The stored answer of the first tier along a route that has one."""
+        tiers = [self.tiers[self.llms[name].tier] for name in route if name in self.llms]
+        return next((tier.last_resort.text for tier in tiers if tier.last_resort is not None), None)
 
     def llms_of_tier(self, tier: str) -> list[str]:
         """The names of a tier's LLMs, in the order of the file."""

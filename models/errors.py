@@ -4,6 +4,7 @@
 
     HeadraceError                a refusal the caller is told about: code, HTTP status, title
     |-- InvalidApiKey            401
+    |-- BudgetExceeded           402
     |-- InsufficientScope        403
     |-- NotFound                 404
     |-- ModelNotFound            404
@@ -15,6 +16,7 @@
     |-- ContextLengthExceeded    422
     |-- CostCapExceeded          422
     |-- CallbackUrlRefused       422
+    |-- RateLimited              429
     `-- Unavailable              503
 
     ConfigurationError           the operator's mistake: a process refuses to start
@@ -22,7 +24,7 @@
 Why a job failed is data, not an exception: :class:`JobFailure`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -54,16 +56,24 @@ class HeadraceError(Exception):
         param: str | None = None,
         problems: Sequence[FieldProblem] = (),
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.param = param
         self.problems = tuple(problems)
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+        self.members = dict(members or {})
 
 
 class InvalidApiKey(HeadraceError):
     code, status, title = "invalid_api_key", 401, "The API key is missing, unknown or revoked"
+
+
+class BudgetExceeded(HeadraceError):
+    code, status, title = "budget_exceeded", 402, "The job does not fit its budget"
 
 
 class InsufficientScope(HeadraceError):
@@ -111,6 +121,10 @@ class CallbackUrlRefused(HeadraceError):
     code, status, title = "callback_url_refused", 422, "The callback URL cannot be used"
 
 
+class RateLimited(HeadraceError):
+    code, status, title = "rate_limited", 429, "The API key has used up what its plan allows for now"
+
+
 class Unavailable(HeadraceError):
     code, status, title = "unavailable", 503, "The service cannot take this request now"
 
@@ -129,6 +143,7 @@ class FailureCode(StrEnum):
     CIRCUIT_OPEN = "circuit_open"
     MAX_DELIVERIES = "max_deliveries"
     EXPIRED = "expired"
+    BUDGET_EXCEEDED = "budget_exceeded"
     INTERNAL = "internal"
 
 
@@ -141,6 +156,19 @@ RETRYABLE = frozenset(
         FailureCode.CIRCUIT_OPEN,
     }
 )
+
+
+PROVIDER_SIDE = frozenset(
+    {
+        FailureCode.RATE_LIMITED,
+        FailureCode.TIMEOUT,
+        FailureCode.CONNECTION,
+        FailureCode.OVERLOADED,
+        FailureCode.PROVIDER_AUTH,
+        FailureCode.CIRCUIT_OPEN,
+    }
+)
+"""Failures for which the request is not to blame."""
 
 
 @dataclass(frozen=True, slots=True)

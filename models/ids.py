@@ -5,6 +5,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 JOB = "job"
+BUDGET = "budget"
 
 
 def new_id() -> UUID:

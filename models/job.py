@@ -3,10 +3,11 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, SmallInteger, Text, func, text
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId, Usd
+from models.budget import MOVED
 from models.lifecycle import JobStatus, sources_of
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
@@ -23,7 +24,8 @@ class Job(Base):
 
     ``route`` lists the LLMs in the order they are tried and ``route_index`` points at the current
     one; ``attempt_id`` is the fencing token: the attempt that holds the job while it is in progress.
-    ``rescues`` counts the attempts whose worker vanished.
+    ``rescues`` counts the attempts whose worker vanished. Until it has finished, the job holds
+    ``reserved_usd`` in each of ``budget_periods``, and what it costs is booked there whenever it finishes.
     """
 
     __tablename__ = "jobs"
@@ -53,10 +55,13 @@ class Job(Base):
     model: Mapped[str]
     route: Mapped[list[str]] = mapped_column(ARRAY(Text))
     route_index: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    routing: Mapped[Json | None]
     tier: Mapped[str]
     queue: Mapped[str]
     request: Mapped[Json]
     max_cost_usd: Mapped[Usd | None]
+    reserved_usd: Mapped[Usd] = mapped_column(server_default="0")
+    budget_periods: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
     end_user: Mapped[str | None]
     team: Mapped[str | None]
     labels: Mapped[Json] = mapped_column(server_default="{}")
@@ -84,21 +89,42 @@ class Job(Base):
     cost_usd: Mapped[Usd] = mapped_column(server_default="0")
 
 
-INSERT_JOBS = text("""
-    INSERT INTO jobs (id, tenant_id, api_key_id, kind, priority, model, route, tier, queue, request,
-                      max_cost_usd, end_user, team, labels, idempotency_key, request_hash, expires_at)
-    SELECT id, tenant_id, api_key_id, kind, priority, model,
-           ARRAY(SELECT json_array_elements_text(route)), tier, queue, request,
-           max_cost_usd, end_user, team, labels, idempotency_key, decode(request_hash, 'hex'),
-           now() + make_interval(secs => expires_in)
-    FROM json_to_recordset(CAST(:rows AS json)) AS r(
-        id uuid, tenant_id uuid, api_key_id uuid, kind text, priority smallint, model text, route json,
-        tier text, queue text, request jsonb, max_cost_usd numeric, end_user text, team text, labels jsonb,
-        idempotency_key text, request_hash text, expires_in double precision)
-    ON CONFLICT DO NOTHING
-    RETURNING id, created_at, expires_at
+JOB_ROWS = """
+    json_to_recordset(CAST(:rows AS json)) AS r(
+        id uuid, tenant_id uuid, api_key_id uuid, kind text, priority smallint, model text, route json, routing jsonb,
+        tier text, queue text, request jsonb, max_cost_usd numeric, reserved_usd numeric, budget_periods json,
+        end_user text, team text, labels jsonb, idempotency_key text, request_hash text,
+        expires_in double precision)"""
+"""SQL: jobs to record, from a JSON array."""
+
+INSERT_INTO_JOBS = """
+    INSERT INTO jobs (id, tenant_id, api_key_id, kind, priority, model, route, routing, tier, queue, request,
+                      max_cost_usd, reserved_usd, end_user, team, labels, idempotency_key, request_hash, expires_at,
+                      budget_periods)
+    SELECT r.id, r.tenant_id, r.api_key_id, kind, priority, model,
+           ARRAY(SELECT json_array_elements_text(route)), routing, tier, queue, request,
+           max_cost_usd, coalesce(r.reserved_usd, 0), r.end_user, r.team, labels, idempotency_key,
+           decode(request_hash, 'hex'), now() + make_interval(secs => expires_in)"""
+"""SQL: records jobs from rows ``r`` of JOB_ROWS; the periods they reserve in are to follow as the last column."""
+
+INSERT_JOBS = text(f"""
+    WITH r AS MATERIALIZED (
+        SELECT * FROM {JOB_ROWS}
+    ), budgeted AS MATERIALIZED (
+        SELECT t.tenant_id FROM (SELECT DISTINCT tenant_id FROM r) t
+        WHERE EXISTS (SELECT FROM budgets b WHERE b.tenant_id = t.tenant_id)
+    ), inserted AS (
+        {INSERT_INTO_JOBS}, '{{}}'
+        FROM r WHERE r.tenant_id NOT IN (SELECT tenant_id FROM budgeted)
+        ON CONFLICT DO NOTHING
+        RETURNING id, created_at, expires_at
+    )
+    SELECT id, created_at, expires_at, CAST(NULL AS uuid) AS budgeted FROM inserted
+    UNION ALL
+    SELECT NULL, NULL, NULL, tenant_id FROM budgeted
 """)
-"""Record jobs, given as a JSON array of the columns named after ``AS r``; returns those recorded.
+"""Record jobs of tenants that have no budget, given as JOB_ROWS; returns those recorded, and the tenants that do
+have one (``budgeted``), whose jobs are left to :mod:`models.reservation`.
 
 A row that is missing from what returns met its own id (the statement ran twice) or its tenant's
 idempotency key.
@@ -106,14 +132,16 @@ idempotency key.
 
 
 _JOB_VIEW = """
-    SELECT id, tenant_id, kind, status, priority, model, tier, queue, route, route_index,
+    SELECT id, tenant_id, kind, status, priority, model, tier, queue, route, route_index, routing,
            created_at, started_at, finished_at, expires_at, next_attempt_at, cancel_requested_at,
            result, error, input_tokens, output_tokens, cost_usd, end_user, team, labels,
            (SELECT json_agg(json_build_object(
                        'number', number, 'model', llm, 'provider', provider, 'outcome', outcome,
                        'error', a.error, 'started_at', a.started_at, 'duration_ms', duration_ms,
                        'time_to_first_token_ms', time_to_first_token_ms, 'input_tokens', a.input_tokens,
-                       'output_tokens', a.output_tokens, 'cost_usd', a.cost_usd::text)
+                       'output_tokens', a.output_tokens, 'cached_input_tokens', a.cached_input_tokens,
+                       'reasoning_tokens', a.reasoning_tokens, 'estimated', a.usage_estimated,
+                       'cost_usd', a.cost_usd::text)
                    ORDER BY number)
             FROM attempts a WHERE a.job_id = j.id) AS attempts
     FROM jobs j
@@ -145,17 +173,22 @@ SELECT_FINISHED = text("""
 _CANCELLABLE = ", ".join(f"'{status}'" for status in sources_of(JobStatus.CANCELLED))
 
 CANCEL_JOB = text(f"""
-    UPDATE jobs
-    SET cancel_requested_at = coalesce(cancel_requested_at, now()),
-        status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
-        finished_at = CASE status WHEN 'queued' THEN now() END
-    WHERE id = :id AND tenant_id = :tenant_id AND status IN ({_CANCELLABLE})
-    RETURNING id, status
+    WITH asked AS (
+        UPDATE jobs
+        SET cancel_requested_at = coalesce(cancel_requested_at, now()),
+            status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
+            finished_at = CASE status WHEN 'queued' THEN now() END
+        WHERE id = :id AND tenant_id = :tenant_id AND status IN ({_CANCELLABLE})
+        RETURNING id, status, reserved_usd, budget_periods
+    ), settled AS (
+        SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM asked WHERE status = 'cancelled'
+    ), moved AS ({MOVED})
+    SELECT id, status FROM asked
 """)
-"""Cancel a job that waits, or ask for the cancellation of one that runs: its worker ends it, so that
-what the attempt used is settled in the same statement."""
+"""Cancel a job that waits and release its reservation, or ask for the cancellation of one that runs: its worker
+ends it, so that what the attempt used is settled in the same statement."""
 
-EXPIRE_JOBS = text("""
+EXPIRE_JOBS = text(f"""
     WITH late AS (
         SELECT id, attempt_id FROM jobs
         WHERE status IN ('queued', 'in_progress')
@@ -165,12 +198,16 @@ EXPIRE_JOBS = text("""
     ), closed AS (
         UPDATE attempts a SET outcome = 'expired', finished_at = now()
         FROM late WHERE a.id = late.attempt_id AND a.outcome IS NULL
-    )
-    UPDATE jobs j
-    SET status = 'expired', finished_at = now(), worker_id = NULL, attempt_id = NULL,
-        error = CAST(:error AS jsonb)
-    FROM late WHERE j.id = late.id
-    RETURNING j.id, j.status
+    ), ended AS (
+        UPDATE jobs j
+        SET status = 'expired', finished_at = now(), worker_id = NULL, attempt_id = NULL,
+            error = CAST(:error AS jsonb)
+        FROM late WHERE j.id = late.id
+        RETURNING j.id, j.status, j.reserved_usd, j.budget_periods
+    ), settled AS (
+        SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM ended
+    ), moved AS ({MOVED})
+    SELECT id, status FROM ended
 """)
-"""End the jobs that are past their time; one in progress only after ``grace_s``, since its worker
-ends it itself and knows what it used."""
+"""End the jobs that are past their time and release their reservations; one in progress only after ``grace_s``,
+since its worker ends it itself and knows what it used."""

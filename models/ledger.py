@@ -3,18 +3,20 @@
 It outlives the jobs it speaks of, so it refers to them by id without a foreign key.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, func
+from sqlalchemy import ForeignKey, Index, TextClause, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Usd
 
 
 class LedgerEntry(Base):
-    """What one attempt cost, with the prices used, in USD per million tokens.
+    """What one attempt cost and for whom, with the prices used, in USD per million tokens.
 
+    ``cached_input_price`` is null where cached input tokens cost what others do.
     Its key is the attempt, which is what makes a settlement happen once.
     """
 
@@ -24,10 +26,43 @@ class LedgerEntry(Base):
     attempt_id: Mapped[UUID] = mapped_column(primary_key=True)
     job_id: Mapped[UUID]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id"))
+    api_key_id: Mapped[UUID | None]
+    team: Mapped[str | None]
+    end_user: Mapped[str | None]
     llm: Mapped[str]
     input_tokens: Mapped[int]
     output_tokens: Mapped[int]
+    cached_input_tokens: Mapped[int] = mapped_column(server_default="0")
     input_price: Mapped[Usd]
     output_price: Mapped[Usd]
+    cached_input_price: Mapped[Usd | None]
     cost_usd: Mapped[Usd]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+USAGE_GROUPS = {
+    "model": "l.llm",
+    "team": "l.team",
+    "user": "l.end_user",
+    "key": "k.lookup",
+    "day": "to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+}
+"""What usage can be grouped by; days are UTC, keys are named by their lookup part."""
+
+
+def select_usage(groups: Sequence[str]) -> TextClause:
+    """A tenant's usage from ``:start`` to before ``:end``, by names of USAGE_GROUPS; one row without groups.
+
+    ``attempts`` are those that used tokens: only they have an entry.
+    """
+    columns = "".join(f'{USAGE_GROUPS[name]} AS "{name}", ' for name in groups)
+    numbers = ", ".join(str(place + 1) for place in range(len(groups)))
+    grouping = f"GROUP BY {numbers} ORDER BY {numbers}" if groups else ""
+    return text(f"""
+        SELECT {columns}count(DISTINCT l.job_id) AS jobs, count(*) AS attempts,
+               coalesce(sum(l.input_tokens), 0) AS input_tokens, coalesce(sum(l.output_tokens), 0) AS output_tokens,
+               coalesce(sum(l.cost_usd), 0) AS cost_usd
+        FROM ledger_entries l LEFT JOIN api_keys k ON k.id = l.api_key_id
+        WHERE l.tenant_id = :tenant_id AND l.created_at >= :start AND l.created_at < :end
+        {grouping}
+    """)  # fixed names only: USAGE_GROUPS refuses any other

@@ -71,6 +71,9 @@ class AttemptOutcome(StrEnum):
     RELEASED = "released"
     """Given back by a worker that was told to stop."""
 
+    SNOOZED = "snoozed"
+    """Not made: the LLM's circuit breaker was open, and the job went on to another LLM."""
+
     LOST = "lost"
     """Its worker's lease ran out: the process died, hung or was cut off."""
 

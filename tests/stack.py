@@ -207,9 +207,11 @@ class Stack:
     def catalog(
         self,
         llms: Mapping[str, Mapping[str, Any]],
+        **tables: Mapping[str, object],
     ) -> None:
-        """Make the catalogue: mock LLMs by name with their behaviour; ``tier`` in one names another tier."""
-        lines = []
+        """Make the catalogue: mock LLMs by name with their behaviour; ``tier`` in one names another tier, and
+        ``tables`` are others, such as ``breaker``."""
+        lines = [line for name, table in tables.items() for line in (f"[{name}]", *_toml(table))]
         for tier in sorted({str(llm.get("tier", "mock")) for llm in llms.values()}):
             lines += [f"[tiers.{tier}]", f'queue = "{tier}"', 'pool = "cpu"']
         for name, llm in llms.items():

@@ -1,24 +1,30 @@
 """What a worker exchanges with Postgres: claims one way, reports the other, each in groups."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.attempt import CLAIM, FINISH
+from models.attempt import CLAIM, FINISH, SNOOZE
 from models.catalog import Catalog
-from models.database import dump_json, fetch_all, is_transient, is_unavailable
+from models.database import dump_json, fetch_all, is_transient, is_unavailable, transaction
+from models.errors import FailureCode, JobFailure
 from models.grouping import GroupCommit
 from models.ids import new_id
 from models.lifecycle import TERMINAL, JobStatus
+from models.reservation import ADD_RESERVED, LOCK_PERIODS_OF_JOBS, choose_top_ups
 from models.wakeups import DUE, FINISHED, Wakeups
 from workers.execution import Claim, Report
 from workers.lease import Lease
 
 _RETRY_S = 0.5
+_NO_MONEY = JobFailure(FailureCode.BUDGET_EXCEEDED, "what its attempts used left too little for another one").as_wire()
+Row = dict[str, object]
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -34,6 +40,7 @@ class Exchange:
         self._providers = dump_json({name: llm.provider for name, llm in catalog.llms.items()})
         self._claims = GroupCommit(self._flush_claims, shared_fate=is_unavailable, key=lambda job_id: job_id)
         self._reports = GroupCommit(self._flush_reports, key=lambda report: report.claim.job_id)
+        self._snoozes: GroupCommit[Report, bool] = GroupCommit(self._flush_snoozes)
 
     async def claim(self, job_id: UUID) -> Claim | None:
         """Take a job under this process's lease, or None when it is not to be had."""
@@ -41,6 +48,8 @@ class Exchange:
 
     async def report(self, report: Report) -> None:
         """Settle an attempt; waits for Postgres as long as it takes, for the work is done and paid."""
+        if report.ending.not_made and await self._snoozes.submit(report):
+            return
         await self._reports.submit(report)
 
     async def _flush_claims(self, job_ids: Sequence[UUID]) -> Sequence[Claim | None]:
@@ -51,18 +60,59 @@ class Exchange:
         return [claims.get(job_id) for job_id in job_ids]
 
     async def _flush_reports(self, reports: Sequence[Report]) -> Sequence[None]:
+        plain: list[Row] = []
+        dear: list[Row] = []
+        for report in reports:
+            row = report.as_row(self._catalog)
+            goes_on = report.claim.budgeted and row["status"] == JobStatus.QUEUED
+            (dear if goes_on and row["cost_usd"] else plain).append(row)
+        if plain:
+            params = {"rows": dump_json(plain)}
+            self._announce(await self._surely(lambda: fetch_all(self._engine, FINISH, params)))
+        if dear:
+            self._announce(await self._surely(lambda: self._finish_and_top_up(dear)))
+        return [None] * len(reports)
+
+    async def _finish_and_top_up(self, rows: Sequence[Row]) -> Sequence[RowMapping]:
+        """Report attempts that cost something and whose jobs go on: a job reserves its whole worst case again
+        for the next attempt, or ends as ``budget_exceeded``."""
+        costs = {row["job_id"]: row["cost_usd"] for row in rows}
+        async with transaction(self._engine) as connection:
+            periods = await connection.execute(LOCK_PERIODS_OF_JOBS, {"job_ids": list(costs)})
+            added = choose_top_ups(costs, periods.mappings())
+            topped_up = [
+                row | {"topped_up_usd": row["cost_usd"]}
+                if row["job_id"] in added
+                else row | {"status": JobStatus.FAILED, "job_error": _NO_MONEY}
+                for row in rows
+            ]
+            done = (await connection.execute(FINISH, {"rows": dump_json(topped_up)})).mappings().all()
+            more = [
+                {"period_id": period_id, "amount": costs[row["id"]]}
+                for row in done
+                for period_id in added.get(row["id"], ())
+            ]
+            await connection.execute(ADD_RESERVED, {"rows": dump_json(more)})
+        return done
+
+    async def _flush_snoozes(self, reports: Sequence[Report]) -> Sequence[bool]:
+        """Which of these jobs were put off; one that was not is cancelled or another's, as its report will find."""
         params = {"rows": dump_json([report.as_row(self._catalog) for report in reports])}
+        rows = await self._surely(lambda: fetch_all(self._engine, SNOOZE, params))
+        if rows:
+            self._wakeups.announce(DUE)
+        put_off = {row["id"] for row in rows}
+        return [report.claim.job_id in put_off for report in reports]
+
+    async def _surely(self, run: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                rows = await fetch_all(self._engine, FINISH, params)
-                break
+                return await run()
             except Exception as error:
                 if not is_unavailable(error) and not is_transient(error):
                     raise
-                log.warning("report.waits", reports=len(reports), error=str(error).splitlines()[0])
+                log.warning("report.waits", error=str(error).splitlines()[0])
                 await asyncio.sleep(_RETRY_S)
-        self._announce(rows)
-        return [None] * len(reports)
 
     def _announce(self, rows: Sequence[RowMapping]) -> None:
         finished = [row["id"].hex for row in rows if row["held"] and JobStatus(row["status"]) in TERMINAL]
@@ -81,5 +131,6 @@ def _to_claim(row: RowMapping) -> Claim:
         route_index=row["route_index"],
         llm_failures=row["llm_failures"],
         request=row["request"],
+        budgeted=row["budgeted"],
         expires_in_s=row["expires_in_s"],
     )

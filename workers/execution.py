@@ -1,4 +1,4 @@
-"""One attempt, told top to bottom: call the LLM, price what it used, decide what follows, report.
+"""One attempt, told top to bottom: pass the gate, call the LLM, price what it used, decide what follows, report.
 
 The job was claimed before (:mod:`workers.exchange`), its attempt row is written, and the report moves it on
 in one statement, fenced by the attempt's id. Nothing here knows of Postgres or Celery.
@@ -7,6 +7,7 @@ in one statement, fenced by the attempt's id. Nothing here knows of Postgres or 
 import asyncio
 import random
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from time import monotonic
 from typing import Any
@@ -15,15 +16,23 @@ from uuid import UUID
 import structlog
 
 from models.catalog import LLM, Catalog
-from models.errors import FailureCode, JobFailure
+from models.errors import PROVIDER_SIDE, FailureCode, JobFailure
 from models.lifecycle import AttemptOutcome, JobStatus
 from models.pricing import Price, Usage, cost_of
+from workers.breaker import Health, Refused, health_of
+from workers.gate import Busy, Gate
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
 from workers.providers.registry import Providers
-from workers.retries import FallBack, Retry, decide
+from workers.retries import FallBack, Onward, Retry, decide, onward
+from workers.structured import generate_checked
 
 log = structlog.get_logger()
 _FREE = Price.zero()
+_BUSY_S = (0.5, 1.5)
+"""How long a job is put off that found no permit, in seconds, at random between these."""
+
+_SPREAD_S = 1.0
+"""Jobs that wait for one probe come back within this many seconds after it is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +47,11 @@ class Claim:
     llm_failures: int
     request: dict[str, Any]  # Any: the request as the API checked and stored it
     expires_in_s: float
+    budgeted: bool = False
 
     @property
     def llm(self) -> str:
         return self.route[self.route_index]
-
-    @property
-    def has_fallback(self) -> bool:
-        return self.route_index + 1 < len(self.route)
 
 
 class StopReason(StrEnum):
@@ -63,14 +69,19 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an attempt ended and where its job goes."""
+    """How an attempt ended and where its job goes.
+
+    ``goes_to``: the place of another LLM in the route. ``not_made``: the LLM was not called and the job waits for
+    it; nothing remains of the attempt.
+    """
 
     outcome: AttemptOutcome
     status: JobStatus
-    result: dict[str, str] | None = None
+    result: dict[str, str | bool] | None = None
     failure: JobFailure | None = None
     retry_in_s: float = 0.0
-    falls_back: bool = False
+    goes_to: int | None = None
+    not_made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,8 @@ class Report:
     def as_row(self, catalog: Catalog) -> dict[str, object]:
         """The row that ``models.attempt.FINISH`` takes."""
         claim, ending = self.claim, self.ending
-        index = claim.route_index + 1 if ending.falls_back else claim.route_index
+        index = claim.route_index if ending.goes_to is None else ending.goes_to
+        moves = index != claim.route_index
         failed = ending.failure is not None
         llm = catalog.llms.get(claim.route[index])
         return {
@@ -101,14 +113,18 @@ class Report:
             "time_to_first_token_ms": self.time_to_first_token_ms,
             "input_tokens": self.usage.input_tokens,
             "output_tokens": self.usage.output_tokens,
+            "cached_input_tokens": self.usage.cached_input_tokens,
+            "reasoning_tokens": self.usage.reasoning_tokens,
+            "usage_estimated": self.usage.estimated,
             "input_price": self.price.input,
             "output_price": self.price.output,
+            "cached_input_price": self.price.cached_input,
             "cost_usd": cost_of(self.usage, self.price),
             "status": ending.status,
             "result": ending.result,
             "retry_in_s": ending.retry_in_s,
             "route_index": index,
-            "llm_failures": 0 if ending.falls_back else claim.llm_failures + failed,
+            "llm_failures": 0 if moves else claim.llm_failures + failed,
             "tier": llm.tier if llm else None,
             "queue": catalog.tiers[llm.tier].queue if llm else None,
         }
@@ -117,10 +133,12 @@ class Report:
 class Attempt:
     """A running attempt; :meth:`stop` ends it early, from the same event loop."""
 
-    def __init__(self, claim: Claim, catalog: Catalog, providers: Providers) -> None:
+    def __init__(self, claim: Claim, catalog: Catalog, providers: Providers, gate: Gate) -> None:
         self.claim = claim
         self._catalog = catalog
         self._providers = providers
+        self._gate = gate
+        self._called_at: float | None = None
         self._meter = Meter()
         self._stop_reason: StopReason | None = None
         self._call: asyncio.Task[Ending] | None = None
@@ -134,30 +152,45 @@ class Attempt:
 
     async def run(self) -> Report:
         """Call, price and decide; whatever happens to the call, there is a report of it."""
-        started = monotonic()
         llm = self._catalog.llms.get(self.claim.llm)
+        price = llm.tariff.at(datetime.now(UTC)) if llm else _FREE
         self._call = asyncio.create_task(self._answer(llm))
         if self._stop_reason is not None:
             self._call.cancel()
         await asyncio.wait([self._call])
         ending = self._stopped() if self._call.cancelled() else self._call.result()
+        called = monotonic() if self._called_at is None else self._called_at
         first = self._meter.first_token_at
         return Report(
             self.claim,
             ending,
             self._meter.usage,
-            Price(llm.input_price, llm.output_price) if llm else _FREE,
-            duration_ms=round((monotonic() - started) * 1000),
-            time_to_first_token_ms=None if first is None else round((first - started) * 1000),
+            price,
+            duration_ms=round((monotonic() - called) * 1000),
+            time_to_first_token_ms=None if first is None else round((first - called) * 1000),
         )
 
     async def _answer(self, llm: LLM | None) -> Ending:
+        async with self._gate.enter(self.claim.llm) as entry:
+            match entry:
+                case Refused(wait_s):
+                    return self._go_round(wait_s)
+                case Busy():
+                    return _put_off(self.claim.route_index, random.uniform(*_BUSY_S))
+            ending = await self._call_provider(llm)
+            entry.health = _health(ending)
+            return ending
+
+    async def _call_provider(self, llm: LLM | None) -> Ending:
+        self._called_at = monotonic()
         expires_first = llm is not None and self.claim.expires_in_s < llm.timeout_s
         limit_s = self.claim.expires_in_s if llm is None or expires_first else llm.timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 request = parse_request(self.claim.request)
-                generation = await self._providers.get(self.claim.llm).generate(request, self._meter)
+                generation = await generate_checked(
+                    self._providers.get(self.claim.llm), request, self._meter, self._providers.checker
+                )
             return completed(generation, self.claim.llm)
         except TimeoutError:
             if expires_first:
@@ -175,16 +208,46 @@ class Attempt:
             failure,
             failures=self.claim.llm_failures + 1,
             retries=llm.retries if llm else 0,
-            has_fallback=self.claim.has_fallback,
+            onward=self._onward(),
             uniform=random.uniform,
         )
         match decision:
             case Retry(delay_s):
                 return Ending(AttemptOutcome.FAILED, JobStatus.QUEUED, failure=failure, retry_in_s=delay_s)
-            case FallBack():
-                return Ending(AttemptOutcome.FAILED, JobStatus.QUEUED, failure=failure, falls_back=True)
-            case _:
-                return Ending(AttemptOutcome.FAILED, JobStatus.FAILED, failure=failure)
+            case FallBack(index):
+                return Ending(AttemptOutcome.FAILED, JobStatus.QUEUED, failure=failure, goes_to=index)
+        last_resort = self._last_resort(AttemptOutcome.FAILED, failure)
+        return last_resort or Ending(AttemptOutcome.FAILED, JobStatus.FAILED, failure=failure)
+
+    def _go_round(self, wait_s: float) -> Ending:
+        """What follows an open circuit breaker: the next LLM whose breaker is closed, or a wait for the first
+        that will let a probe pass. No retry is used up."""
+        failure = JobFailure(FailureCode.CIRCUIT_OPEN, f"the circuit breaker of {self.claim.llm} is open")
+        ready = self._onward().ready
+        if ready is not None:
+            return Ending(AttemptOutcome.SNOOZED, JobStatus.QUEUED, failure=failure, goes_to=ready)
+        last_resort = self._last_resort(AttemptOutcome.SNOOZED, failure)
+        if last_resort is not None:
+            return last_resort
+        here = self.claim.route_index
+        later = enumerate(self.claim.route[here:], start=here)
+        waits = {place: self._gate.breakers.wait_s(llm) for place, llm in later}
+        waits[here] = wait_s
+        soonest = min(waits, key=waits.__getitem__)
+        return _put_off(soonest, waits[soonest] + random.uniform(0, _SPREAD_S))
+
+    def _onward(self) -> Onward:
+        llms = [self._catalog.llms.get(name) for name in self.claim.route]
+        windows = [llm.context_window if llm else 0 for llm in llms]
+        return onward(self.claim.route_index, windows, map(self._gate.breakers.is_open, self.claim.route))
+
+    def _last_resort(self, outcome: AttemptOutcome, failure: JobFailure) -> Ending | None:
+        """The stored answer of the route's tier, if it has one and the request is not to blame."""
+        text = self._catalog.last_resort_of(self.claim.route)
+        if text is None or failure.code not in PROVIDER_SIDE:
+            return None
+        result: dict[str, str | bool] = {"text": text, "finish_reason": "stop", "model": "last_resort"}
+        return Ending(outcome, JobStatus.COMPLETED, result=result | {"degraded": True}, failure=failure)
 
     def _stopped(self) -> Ending:
         if self._stop_reason is StopReason.CANCELLED:
@@ -202,8 +265,19 @@ EXPIRED = Ending(
 
 def completed(generation: Generation, llm: str) -> Ending:
     """The ending of an answered job."""
-    result = {"text": generation.text, "finish_reason": generation.finish_reason, "model": llm}
+    result: dict[str, str | bool] = {"text": generation.text, "finish_reason": generation.finish_reason, "model": llm}
     return Ending(AttemptOutcome.COMPLETED, JobStatus.COMPLETED, result=result)
+
+
+def _put_off(place: int, delay_s: float) -> Ending:
+    """A job that waits for the LLM at a place of its route, which was not called."""
+    return Ending(AttemptOutcome.RELEASED, JobStatus.QUEUED, retry_in_s=delay_s, goes_to=place, not_made=True)
+
+
+def _health(ending: Ending) -> Health:
+    if ending.failure is not None:
+        return health_of(ending.failure.code)
+    return Health.WELL if ending.status is JobStatus.COMPLETED else Health.UNKNOWN
 
 
 def parse_request(stored: dict[str, Any]) -> GenerationRequest:  # Any: JSON that the API checked

@@ -1,15 +1,20 @@
-"""The rescuer: takes back what dead processes held and ends what is past its time.
+"""The rescuer: takes back what dead processes held, ends what is past its time, and folds what was settled into
+the budgets.
 
 Several may run at once. Each pass is bounded and repeated until nothing is left.
 """
+
+from time import monotonic
 
 import structlog
 from sqlalchemy import TextClause
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.attempt import RESCUE
+from models.budget import FOLD, SWEEP_ORPHANS
 from models.database import Params, dump_json, fetch_all
 from models.errors import FailureCode, JobFailure
+from models.event import RAISE_ANOMALIES
 from models.job import EXPIRE_JOBS
 from models.process import REAP
 from models.wakeups import DUE, FINISHED, Wakeups
@@ -17,17 +22,29 @@ from models.wakeups import DUE, FINISHED, Wakeups
 BATCH = 500
 EXPIRY_GRACE_S = 60.0
 """How long a running job may pass its expiry before it is ended over its worker's head."""
+ANOMALY_S = 60.0
+"""Seconds between looks for days that cost more than they should, and for what deleted budgets left behind."""
 
 log = structlog.get_logger()
 
 
 class Rescuer:
-    """Rescues jobs of processes whose lease ran out, and expires jobs."""
+    """Rescues jobs of processes whose lease ran out, expires jobs, and keeps budgets and their events current."""
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, *, lease_s: float, max_deliveries: int) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        wakeups: Wakeups,
+        *,
+        lease_s: float,
+        max_deliveries: int,
+        anomaly_s: float = ANOMALY_S,
+    ) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._lease_s = lease_s
+        self._anomaly_s = anomaly_s
+        self._look_at = 0.0
         expired = JobFailure(FailureCode.EXPIRED, "the job was not finished in its time")
         killer = JobFailure(FailureCode.MAX_DELIVERIES, f"{max_deliveries} workers were lost while they ran this job")
         self._rescue_params: Params = {
@@ -50,6 +67,11 @@ class Rescuer:
         if rescued:
             log.warning("jobs.rescued", jobs=rescued)
         await self._repeat(EXPIRE_JOBS, self._expire_params)
+        await fetch_all(self._engine, FOLD)
+        if monotonic() >= self._look_at:
+            self._look_at = monotonic() + self._anomaly_s
+            await fetch_all(self._engine, SWEEP_ORPHANS)
+            await fetch_all(self._engine, RAISE_ANOMALIES)
 
     async def _repeat(self, statement: TextClause, params: Params) -> int:
         total = 0

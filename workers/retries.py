@@ -1,6 +1,6 @@
 """What to do about a failed attempt: a pure decision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from models.errors import FailureCode, JobFailure
@@ -18,6 +18,20 @@ _FINAL = frozenset({FailureCode.PROVIDER_REJECTED, FailureCode.CONTENT_FILTERED}
 
 
 @dataclass(frozen=True, slots=True)
+class Onward:
+    """Where a job can go from its LLM, as places in its route; None where there is no such LLM."""
+
+    next: int | None = None
+    """The next LLM, whatever its state."""
+
+    ready: int | None = None
+    """The next LLM whose circuit breaker is closed."""
+
+    larger: int | None = None
+    """The next LLM with a larger context window."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Ask the same LLM again after ``delay_s``."""
 
@@ -26,7 +40,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class FallBack:
-    """Ask the next LLM of the route now."""
+    """Ask the LLM at this place of the route now."""
+
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +50,23 @@ class Fail:
     """Give up."""
 
 
+def onward(index: int, windows: Sequence[int], is_open: Iterable[bool]) -> Onward:
+    """Where a job at ``index`` of its route can go, by the context window and the breaker of each LLM there."""
+    places = [(place, window, shut) for place, (window, shut) in enumerate(zip(windows, is_open, strict=True))]
+    later = places[index + 1 :]
+    return Onward(
+        next=next((place for place, _, _ in later), None),
+        ready=next((place for place, _, shut in later if not shut), None),
+        larger=next((place for place, window, _ in later if window > windows[index]), None),
+    )
+
+
 def decide(
     failure: JobFailure,
     *,
     failures: int,
     retries: int,
-    has_fallback: bool,
+    onward: Onward,
     uniform: Callable[[float, float], float],
 ) -> Retry | FallBack | Fail:
     """What follows a failure.
@@ -48,11 +75,13 @@ def decide(
     """
     if failure.code in _FINAL:
         return Fail()
-    if has_fallback and failure.code in _FALL_BACK_AT_ONCE:
-        return FallBack()
+    if failure.code is FailureCode.CONTEXT_LENGTH_EXCEEDED:
+        return _fall_back(onward.larger)
+    if failure.code in _FALL_BACK_AT_ONCE and onward.ready is not None:
+        return FallBack(onward.ready)
     if failure.retryable and failures <= retries:
         return Retry(backoff_s(failures, failure.retry_after_s, uniform))
-    return FallBack() if has_fallback else Fail()
+    return _fall_back(onward.next if onward.ready is None else onward.ready)
 
 
 def backoff_s(failures: int, retry_after_s: float | None, uniform: Callable[[float, float], float]) -> float:
@@ -62,3 +91,7 @@ def backoff_s(failures: int, retry_after_s: float | None, uniform: Callable[[flo
     """
     ceiling = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(failures, 16))
     return max(uniform(0.0, ceiling), retry_after_s or 0.0)
+
+
+def _fall_back(place: int | None) -> FallBack | Fail:
+    return Fail() if place is None else FallBack(place)

@@ -18,10 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.attempt import RELEASE, SELECT_HELD
 from models.catalog import Catalog
 from models.database import create_engine, fetch_all
+from models.shared import Shared
 from models.wakeups import CANCEL, Wakeups
+from workers.breaker import Breakers
 from workers.exchange import Exchange
 from workers.execution import Attempt, Claim, StopReason
+from workers.gate import Gate
 from workers.lease import Lease
+from workers.permits import Permits
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
 
@@ -39,6 +43,7 @@ class Runner:
         self._settings = settings
         self._catalog = catalog
         self._capacity = capacity
+        self._queues = queues
         self._engine = create_engine(settings.database_url, name=name, pool_size=4)
         self._lease = Lease(
             self._engine, role="worker", name=name, queues=queues, capacity=capacity, lease_s=settings.lease_s
@@ -85,8 +90,14 @@ class Runner:
             stack.push_async_callback(self._engine.dispose)
             self._wakeups = Wakeups(self._settings.redis_url)
             stack.push_async_callback(self._wakeups.close)
-            self._providers = Providers(self._catalog, self._capacity)
+            self._providers = Providers(self._catalog)
+            self._providers.warn_of_missing_keys(self._queues)
             stack.push_async_callback(self._providers.close)
+            shared = Shared(self._settings.redis_url)
+            stack.push_async_callback(shared.close)
+            self._breakers = Breakers(shared, self._catalog.breaker, self._catalog.llms)
+            self._permits = Permits(shared, self._catalog)
+            self._gate = Gate(self._breakers, self._permits)
             self._exchange = Exchange(self._engine, self._wakeups, self._catalog, self._lease)
             stack.push_async_callback(self._lease.give_back)
             duties = [asyncio.create_task(duty) for duty in self._duties()]
@@ -104,7 +115,7 @@ class Runner:
             after_beat=self._reconcile,
             on_lost=self._abandon_all,
         )
-        return [heartbeat, self._hear_cancellations()]
+        return [heartbeat, self._hear_cancellations(), self._breakers.keep(), self._permits.keep()]
 
     @property
     def _draining(self) -> bool:
@@ -161,7 +172,7 @@ class Runner:
             self._waiting -= Counter([job_id])
 
     async def _attempt(self, claim: Claim) -> None:
-        attempt = Attempt(claim, self._catalog, self._providers)
+        attempt = Attempt(claim, self._catalog, self._providers, self._gate)
         self._running[claim.attempt_id] = attempt
         try:
             if self._draining:

@@ -39,7 +39,7 @@ async def readyz(services: ServicesDep) -> Response:
     },
 )
 async def health(services: ServicesDep) -> Response:
-    """Every part: stores, schema, relay, and a live worker for each queue."""
+    """Every part: stores, schema, relay, a live worker for each queue, and each LLM's circuit breaker."""
     report = await services.health.everything()
     return json_response(report.as_wire(), 200 if report.status == "ok" else 503)
 
@@ -47,5 +47,5 @@ async def health(services: ServicesDep) -> Response:
 @router.get("/metrics", responses={200: {"description": "Prometheus text.", "content": {"text/plain": {}}}})
 async def metrics(services: ServicesDep) -> Response:
     """The metrics of this process and of the queues."""
-    text = exposition(services.traffic, services.waiters.count, await services.health.snapshot())
+    text = exposition(services.traffic, services.waiters.count, await services.health.snapshot(), services.vitals)
     return Response(text, headers={"content-type": CONTENT_TYPE})

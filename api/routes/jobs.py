@@ -16,6 +16,7 @@ from api.bodies import read_json_object
 from api.deps import CallerDep, JobId, Services, ServicesDep, services_of
 from api.jobview import Row, is_finished, job_resource, page, retry_after_s, status_url
 from api.openapi import answer, body_of, header, refusals
+from api.ratelimits import submit_within_limits
 from api.responses import json_response
 from api.schemas import JobList, JobRequest, JobResource
 from api.submission import MAX_KEY_LENGTH, check_key, parse_request, plan_job
@@ -71,13 +72,13 @@ async def submit_job(request: Request) -> Response:
     caller = await services.authenticator.authenticate(request)
     key = check_key(request.headers.get("idempotency-key"))
     body = await read_json_object(request, services.settings.max_body_bytes)
-    job = plan_job(parse_request(body), caller, services.catalog, key)
-    submitted = await services.submitter.submit(job)
+    job = plan_job(parse_request(body), caller, services.catalog, key, services.vitals.router)
+    submitted, limits = await submit_within_limits(services.limiter, services.submitter, caller, job)
     row = submitted.row
     wait_s = preferred_wait_s(request)
     if wait_s:
         row = await wait_for_job(request, services, caller, row["id"], wait_s)
-    headers = {"location": status_url(to_wire(JOB, row["id"]))}
+    headers = {"location": status_url(to_wire(JOB, row["id"])), **limits}
     if wait_s:
         headers["preference-applied"] = f"wait={wait_s}"
     if not submitted.created:
@@ -152,8 +153,10 @@ def install_submission(app: FastAPI) -> None:
         route_class_override=DirectRoute,
         responses={
             200: answer("The job of this Idempotency-Key, or finished in time.", JobResource, "Idempotent-Replayed"),
-            202: answer("The job is recorded.", JobResource, "Location", "Retry-After"),
-            **refusals(404, 413, 415, 422),
+            202: answer(
+                "The job is recorded.", JobResource, "Location", "Retry-After", "RateLimit", "RateLimit-Policy"
+            ),
+            **refusals(402, 404, 413, 415, 422, 429),
         },
         openapi_extra={"requestBody": body_of(JobRequest, _EXAMPLE), "parameters": _SUBMISSION_HEADERS},
     )

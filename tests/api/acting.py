@@ -29,6 +29,16 @@ class Tenant:
     key: str
 
 
+@dataclass
+class Clock:
+    """A clock that tests set, in unix milliseconds."""
+
+    now_ms: int = 1_795_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
 async def new_tenant(engine: AsyncEngine) -> Tenant:
     """A tenant of its own."""
     tenant_id = await create_tenant(engine, f"tenant-{new_id().hex}")

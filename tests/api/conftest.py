@@ -19,7 +19,7 @@ from api.local.valkey import EmbeddedValkey
 from api.settings import ApiSettings
 from models.database import create_engine, migrate
 from models.wakeups import Wakeups
-from tests.api.acting import Tenant, Worker, new_tenant, serving
+from tests.api.acting import Clock, Tenant, Worker, new_tenant, serving
 
 CATALOG = Path(__file__).with_name("catalog.toml")
 
@@ -57,6 +57,12 @@ def settings(api_database_url: str, api_redis_url: str) -> ApiSettings:
         api_key_cache_s=0.3,
         submit_retry_s=1.0,
     )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock for what takes one."""
+    return Clock()
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """Health endpoints and metrics: what they say of the parts that are there, and of those that are not."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+import redis
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -11,10 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.app import create_app
 from api.local.ports import choose_port
 from api.settings import ApiSettings
+from models.breakers import SharedBreakers, rules_of
 from models.database import fetch_all, newest_revision
 from models.ids import new_id
+from models.performance import SELECT_PERFORMANCE, WINDOW_S, performance_params, to_vitals
 from models.process import DEREGISTER, REGISTER
-from tests.api.acting import Json, Tenant, serving, submit
+from models.routing import Vitals
+from models.shared import Shared
+from tests.api.acting import Json, Tenant, Worker, serving, submit, until
 
 Register = Callable[..., Awaitable[None]]
 
@@ -169,3 +176,56 @@ async def test_metrics_without_postgres_are_those_of_the_process(settings: ApiSe
     async with app.router.lifespan_context(app), serving(app, tenant) as client:
         found = samples((await client.get("/metrics")).text)
     assert found["headrace_postgres_up", ""] == 0
+
+
+async def test_an_open_breaker_shows_in_health_metrics_and_routing(
+    settings: ApiSettings, tenant: Tenant, app: FastAPI, client: httpx.AsyncClient, engine: AsyncEngine, worker: Worker
+) -> None:
+    await worker.finish(await worker.claim(await submit(client, model="tiny")), output_tokens=400, duration_ms=2095)
+    await until(lambda: measured(client, "headrace_llm_tokens_per_second"))
+    shared = Shared(settings.redis_url)
+    breaker = SharedBreakers(shared, rules_of(app.state.services.catalog.breaker))
+    vitals = app.state.services.vitals
+    try:
+        assert (await submit(client, model="large"))["routing"]["candidates"][0]["model"] == "alone"
+        await breaker.record("alone", "", 20, 40)
+        await vitals.look()
+        job = await submit(client, model="large")
+        parts = (await client.get("/health")).json()["parts"]
+        shown = samples((await client.get("/metrics")).text)
+    finally:
+        with redis.Redis.from_url(settings.redis_url) as keys:
+            keys.delete("headrace:breaker:alone")
+        await shared.close()
+        await vitals.look()
+    routing = job["routing"]
+    assert [candidate["model"] for candidate in routing["candidates"]] == ["wide", "alone"]
+    assert routing["candidates"][1]["why"] == "circuit breaker open"
+    assert parts["llm:alone"] == {"status": "down", "breaker": "open"}
+    assert parts["llm:tiny"] == {"status": "ok", "breaker": "closed"}
+    assert shown["headrace_llm_breaker", "alone/open"] == 1
+    assert shown["headrace_llm_breaker", "tiny/closed"] == 1
+
+
+async def measured(client: httpx.AsyncClient, metric: str) -> bool:
+    """Whether a metric of the LLM `tiny` is shown."""
+    return (metric, "tiny") in samples((await client.get("/metrics")).text)
+
+
+async def test_an_llms_performance_is_that_of_its_latest_attempts(
+    client: httpx.AsyncClient, engine: AsyncEngine, worker: Worker
+) -> None:
+    await fetch_all(engine, text("DELETE FROM attempts"))
+    for duration_ms, output_tokens in ((1095, 100), (2095, 100), (3095, 400)):
+        claimed = await worker.claim(await submit(client, model="tiny"))
+        await worker.finish(claimed, duration_ms=duration_ms, output_tokens=output_tokens)
+    for code in ("timeout", "provider_rejected"):
+        claimed = await worker.claim(await submit(client, model="tiny"))
+        await worker.finish(claimed, "failed", error={"code": code, "message": "", "retryable": False})
+    (row,) = await fetch_all(engine, SELECT_PERFORMANCE, performance_params(datetime.now(UTC)))
+    assert (row["llm"], to_vitals(row)) == (
+        "tiny",
+        Vitals(attempts=4, failures=1, latency_s=2.095, time_to_first_token_s=0.095, tokens_per_s=100.0),
+    )
+    later = performance_params(datetime.now(UTC) + timedelta(seconds=WINDOW_S + 60))
+    assert await fetch_all(engine, SELECT_PERFORMANCE, later) == []

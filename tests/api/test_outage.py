@@ -116,10 +116,10 @@ async def test_a_statement_that_was_applied_before_its_connection_broke_is_found
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The insert is made, its answer is lost: the second insert meets the job's own id."""
-    monkeypatch.setattr("api.submission.fetch_all", lose_first_answer())
+    monkeypatch.setattr("api.reserving.fetch_all", lose_first_answer())
     keyed = await client.post("/v1/jobs", json={"prompt": "x"}, headers={"idempotency-key": "k"})
     assert (keyed.status_code, "idempotent-replayed" in keyed.headers) == (202, False)
-    monkeypatch.setattr("api.submission.fetch_all", lose_first_answer())
+    monkeypatch.setattr("api.reserving.fetch_all", lose_first_answer())
     plain = await client.post("/v1/jobs", json={"prompt": "x"})
     assert plain.status_code == 202
     assert await count_jobs(engine, tenant) == 2

@@ -42,6 +42,9 @@ async def test_a_job_is_recorded_and_answered_with_its_resource(client: httpx.As
     assert job == (await client.get(response.headers["location"])).json()
     created = datetime.fromisoformat(job.pop("created_at"))
     assert datetime.fromisoformat(job.pop("expires_at")) - created == timedelta(days=1)
+    routing = job.pop("routing")
+    assert (routing["strategy"], routing["reason"]) == ("balanced", "the only LLM to choose from")
+    assert [candidate["model"] for candidate in routing["candidates"]] == ["tiny"]
     assert job == {
         "id": job["id"],
         "object": "job",
@@ -86,7 +89,7 @@ async def test_every_field_reaches_postgres(client: httpx.AsyncClient, engine: A
         stop="END",
         seed=-(2**63),
         response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
-        fallbacks=["alone"],
+        fallbacks=["wide"],
         priority="high",
         expires_in=60,
         max_cost_usd="0.5",
@@ -112,7 +115,7 @@ async def test_every_field_reaches_postgres(client: httpx.AsyncClient, engine: A
         },
     }
     assert (row["route"], row["tier"], row["queue"], row["priority"]) == (
-        ["wide", "alone"],
+        ["alone", "wide"],
         "large",
         "large",
         0,

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalog import load_catalog
-from models.errors import ConfigurationError, ModelNotFound
+from models.errors import ConfigurationError
 from models.ids import from_wire, new_id, to_wire
 from models.lifecycle import TERMINAL, JobStatus, can_move
 from models.pricing import Price, Usage, as_wire, cost_of, worst_case
-from models.routing import choose_route
 from tests.stack import Database
 
 CATALOG = """
@@ -83,28 +82,6 @@ def test_a_mistake_in_the_catalogue_is_named(catalog_file: Path, old: str, new: 
 def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
         load_catalog(tmp_path / "nowhere.toml")
-
-
-@pytest.mark.parametrize(
-    ("model", "fallbacks", "llms"),
-    [
-        ("auto", None, ("a", "b")),
-        ("small", None, ("a", "b")),
-        ("large", None, ("b",)),
-        ("a", [], ("a",)),
-        ("b", ["a", "b"], ("b", "a")),
-    ],
-)
-def test_a_request_is_routed(
-    catalog_file: Path, model: str, fallbacks: list[str] | None, llms: tuple[str, ...]
-) -> None:
-    assert choose_route(load_catalog(catalog_file), model, fallbacks).llms == llms
-
-
-@pytest.mark.parametrize(("model", "fallbacks"), [("c", None), ("a", ["c"]), ("", None)])
-def test_an_unknown_model_is_refused(catalog_file: Path, model: str, fallbacks: list[str] | None) -> None:
-    with pytest.raises(ModelNotFound):
-        choose_route(load_catalog(catalog_file), model, fallbacks)
 
 
 def test_costs_are_exact_to_six_decimals() -> None:

@@ -13,7 +13,8 @@ FAILING = {"error": "overloaded", "output_tokens": 0}
 def test_a_transient_error_is_retried_with_backoff_and_the_cost_of_each_attempt_is_booked(
     stack: Stack, database: Database
 ) -> None:
-    stack.catalog({"flaky": {"retries": 20, "mock": {"error": "timeout", "error_calls": 15, "retry_after_s": 0.1}}})
+    flaky = {"retries": 20, "mock": {"error": "timeout", "error_calls": 15, "retry_after_s": 0.1}}
+    stack.catalog({"flaky": flaky}, breaker={"min_calls": 1000})
     stack.relay()
     stack.worker()
     database.submit([f"prompt {n}" for n in range(20)], route=["flaky"])
@@ -104,3 +105,32 @@ def test_a_long_running_job_keeps_its_lease(stack: Stack, database: Database) ->
     database.submit(["prompt"])
     database.wait_until_finished()
     assert database.value("SELECT count(*) FROM attempts") == 1
+
+
+def test_a_rate_limited_job_without_a_fallback_waits_as_long_as_it_was_told(stack: Stack, database: Database) -> None:
+    limited = {"error": "rate_limited", "error_calls": 1, "retry_after_s": 2, "output_tokens": 0}
+    stack.catalog({"limited": {"mock": limited}})
+    stack.relay()
+    stack.worker()
+    database.submit(["prompt"], route=["limited"])
+    database.wait_until_finished()
+    database.assert_each_completed_once(1)
+    waited = "SELECT extract(epoch FROM max(started_at) - min(finished_at))::float FROM attempts"
+    assert database.value(waited) >= 2
+
+
+def test_a_request_that_is_too_long_goes_to_the_next_llm_with_a_larger_window(stack: Stack, database: Database) -> None:
+    too_long = {"error": "context_length_exceeded", "output_tokens": 0}
+    stack.catalog(
+        {"small": {"mock": too_long}, "same": {}, "large": {"tier": "spare", "context_window": 9000}},
+    )
+    stack.relay()
+    stack.worker("mock,spare")
+    database.submit(["prompt"], route=["small", "same", "large"])
+    database.submit(["prompt"], route=["small", "same"])
+    database.wait_until_finished()
+    jobs = database.rows("SELECT status, route_index, attempt_count, error ->> 'code' AS code FROM jobs ORDER BY id")
+    assert [tuple(job.values()) for job in jobs] == [
+        ("completed", 2, 2, None),
+        ("failed", 0, 1, "context_length_exceeded"),
+    ]

@@ -4,40 +4,62 @@ import pytest
 
 from models.errors import FailureCode, JobFailure
 from workers.relay import ids_per_message
-from workers.retries import BACKOFF_CAP_S, Fail, FallBack, Retry, backoff_s, decide
+from workers.retries import BACKOFF_CAP_S, Fail, FallBack, Onward, Retry, backoff_s, decide, onward
 
 
 def longest(_low: float, high: float) -> float:
     return high
 
 
-def outcome(code: FailureCode, failures: int, *, fallback: bool, retries: int = 2) -> type:
-    decision = decide(JobFailure(code, ""), failures=failures, retries=retries, has_fallback=fallback, uniform=longest)
-    return type(decision)
+NOWHERE = Onward()
+SMALLER = Onward(next=1, ready=1)
+LARGER = Onward(next=1, ready=1, larger=2)
+SHUT = Onward(next=1)
+
+
+def outcome(code: FailureCode, failures: int, to: Onward) -> Retry | FallBack | Fail:
+    return decide(JobFailure(code, ""), failures=failures, retries=2, onward=to, uniform=longest)
 
 
 @pytest.mark.parametrize(
-    ("code", "failures", "fallback", "expected"),
+    ("code", "failures", "to", "expected"),
     [
-        (FailureCode.TIMEOUT, 1, True, Retry),
-        (FailureCode.TIMEOUT, 2, True, Retry),
-        (FailureCode.TIMEOUT, 3, True, FallBack),
-        (FailureCode.TIMEOUT, 3, False, Fail),
-        (FailureCode.CONNECTION, 1, False, Retry),
-        (FailureCode.RATE_LIMITED, 1, True, FallBack),
-        (FailureCode.RATE_LIMITED, 1, False, Retry),
-        (FailureCode.OVERLOADED, 1, True, FallBack),
-        (FailureCode.PROVIDER_AUTH, 1, True, FallBack),
-        (FailureCode.PROVIDER_AUTH, 1, False, Fail),
-        (FailureCode.PROVIDER_REJECTED, 1, True, Fail),
-        (FailureCode.CONTENT_FILTERED, 1, True, Fail),
-        (FailureCode.CONTEXT_LENGTH_EXCEEDED, 1, True, FallBack),
-        (FailureCode.CONTEXT_LENGTH_EXCEEDED, 1, False, Fail),
-        (FailureCode.INTERNAL, 1, False, Fail),
+        (FailureCode.TIMEOUT, 1, SMALLER, Retry(1)),
+        (FailureCode.TIMEOUT, 2, SMALLER, Retry(2)),
+        (FailureCode.TIMEOUT, 3, SMALLER, FallBack(1)),
+        (FailureCode.TIMEOUT, 3, SHUT, FallBack(1)),
+        (FailureCode.TIMEOUT, 3, NOWHERE, Fail()),
+        (FailureCode.CONNECTION, 1, NOWHERE, Retry(1)),
+        (FailureCode.RATE_LIMITED, 1, SMALLER, FallBack(1)),
+        (FailureCode.RATE_LIMITED, 1, SHUT, Retry(1)),
+        (FailureCode.RATE_LIMITED, 1, NOWHERE, Retry(1)),
+        (FailureCode.OVERLOADED, 1, SMALLER, FallBack(1)),
+        (FailureCode.PROVIDER_AUTH, 1, SMALLER, FallBack(1)),
+        (FailureCode.PROVIDER_AUTH, 1, NOWHERE, Fail()),
+        (FailureCode.PROVIDER_REJECTED, 1, LARGER, Fail()),
+        (FailureCode.CONTENT_FILTERED, 1, LARGER, Fail()),
+        (FailureCode.CONTEXT_LENGTH_EXCEEDED, 1, LARGER, FallBack(2)),
+        (FailureCode.CONTEXT_LENGTH_EXCEEDED, 1, SMALLER, Fail()),
+        (FailureCode.INTERNAL, 1, NOWHERE, Fail()),
     ],
 )
-def test_a_failure_is_decided_by_its_code(code: FailureCode, failures: int, fallback: bool, expected: type) -> None:
-    assert outcome(code, failures, fallback=fallback) is expected
+def test_a_failure_is_decided_by_its_code(
+    code: FailureCode, failures: int, to: Onward, expected: Retry | FallBack | Fail
+) -> None:
+    assert outcome(code, failures, to) == expected
+
+
+@pytest.mark.parametrize(
+    ("index", "windows", "is_open", "expected"),
+    [
+        (0, [10, 10, 20], [True, False, False], Onward(next=1, ready=1, larger=2)),
+        (0, [10, 10, 20], [False, True, False], Onward(next=1, ready=2, larger=2)),
+        (1, [30, 20, 10], [False, False, True], Onward(next=2)),
+        (0, [10], [False], Onward()),
+    ],
+)
+def test_a_route_is_looked_along(index: int, windows: list[int], is_open: list[bool], expected: Onward) -> None:
+    assert onward(index, windows, is_open) == expected
 
 
 def test_the_backoff_doubles_up_to_its_cap() -> None:

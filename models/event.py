@@ -1,0 +1,59 @@
+"""Events: facts that a tenant may want to hear of; each is recorded once.
+
+===================  =====================================================================================
+``budget.alert``     a period's spent money reached ``alert_at`` (80 %) of its limit
+``budget.exhausted`` it reached the limit, or, past ``alert_at``, a job was refused for want of money
+``spend.anomaly``    a day's spent money exceeds twice the daily average of the 7 days before
+===================  =====================================================================================
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, Index, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Json, PrimaryId
+
+
+class Event(Base):
+    """A fact about a tenant's account; ``once_key`` keeps the same fact from being recorded twice."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "tenant_id", "created_at"),)
+
+    id: Mapped[PrimaryId]
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    payload: Mapped[Json]
+    once_key: Mapped[str | None] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+RAISE_ANOMALIES = text("""
+    WITH spent_today AS (
+        SELECT t.id AS tenant_id, s.spent
+        FROM tenants t, LATERAL (
+            SELECT sum(cost_usd) AS spent FROM ledger_entries l
+            WHERE l.tenant_id = t.id AND l.created_at >= date_trunc('day', now(), 'UTC')) s
+        WHERE s.spent > 0
+          AND EXISTS (SELECT FROM ledger_entries l WHERE l.tenant_id = t.id
+                      AND l.created_at < date_trunc('day', now(), 'UTC') - interval '6 days')
+          AND NOT EXISTS (SELECT FROM events e WHERE e.once_key =
+                          'spend.anomaly:' || t.id || ':' || to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD'))
+    )
+    INSERT INTO events (id, tenant_id, type, payload, once_key)
+    SELECT gen_random_uuid(), d.tenant_id, 'spend.anomaly',
+           jsonb_build_object('day', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD'),
+               'spent_usd', d.spent::text, 'daily_average_usd', round(b.average, 6)::text),
+           'spend.anomaly:' || d.tenant_id || ':' || to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
+    FROM spent_today d, LATERAL (
+        SELECT coalesce(sum(cost_usd), 0) / 7 AS average FROM ledger_entries l
+        WHERE l.tenant_id = d.tenant_id AND l.created_at < date_trunc('day', now(), 'UTC')
+          AND l.created_at >= date_trunc('day', now(), 'UTC') - interval '7 days') b
+    WHERE d.spent > 2 * b.average AND b.average > 0
+    ON CONFLICT (once_key) DO NOTHING
+    RETURNING tenant_id
+""")
+"""Raise ``spend.anomaly`` for every tenant whose day is out of proportion; days are UTC, and a tenant without a
+week of history has no average to exceed."""

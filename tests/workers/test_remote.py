@@ -1,0 +1,106 @@
+"""Remote providers in real workers: what is cancelled is let go of, what is used is booked, forms are checked."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+import redis
+from pytest_httpserver import HTTPServer
+
+from models.tokens import most_tokens
+from models.wakeups import CANCEL
+from tests.stack import Database, Stack, wait_until
+from tests.workers.providers.test_openai import USAGE, WHOLE
+
+FORM = {
+    "type": "json_schema",
+    "json_schema": {"name": "person", "schema": {"type": "object", "required": ["age"]}},
+}
+
+
+class Dripping:
+    """A server that streams one word after another for as long as it is listened to."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self.words = 0
+        self.hung_up = threading.Event()
+        self._listening = listening
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listening.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+            connection.settimeout(0.02)
+            while not self._closed(connection):
+                connection.sendall(b'data: {"choices": [{"delta": {"content": "hello "}}]}\n\n')
+                self.words += 1
+        self.hung_up.set()
+
+    def _closed(self, connection: socket.socket) -> bool:
+        try:
+            return connection.recv(65536) == b""
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+
+@pytest.fixture
+def dripping() -> Iterator[Dripping]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        yield Dripping(listening)
+
+
+def test_cancelling_a_job_closes_the_socket_of_its_call_and_books_an_estimate(
+    stack: Stack, database: Database, dripping: Dripping
+) -> None:
+    stack.catalog({"remote": {"provider": "openai", "base_url": dripping.url}})
+    stack.relay()
+    stack.worker()
+    (job_id,) = database.submit(["prompt"], route=["remote"])
+    wait_until(lambda: dripping.words >= 25)  # half a second: the first of them have been read
+    database.rows("UPDATE jobs SET cancel_requested_at = now()")
+    with redis.Redis.from_url(stack.settings["HEADRACE_REDIS_URL"]) as client:
+        client.publish(CANCEL, job_id.hex)
+    assert dripping.hung_up.wait(10)
+    wait_until(lambda: database.count("cancelled") == 1, 10)
+    attempt = database.one("SELECT outcome, input_tokens, output_tokens, usage_estimated FROM attempts")
+    assert attempt["outcome"] == "cancelled"
+    assert attempt["input_tokens"] == most_tokens(["prompt"])
+    assert 0 < attempt["output_tokens"] <= 16
+    assert attempt["usage_estimated"]
+    assert database.value("SELECT count(*) FROM ledger_entries") == 1
+
+
+def test_a_remote_answer_is_stored_with_the_providers_own_count(
+    stack: Stack, database: Database, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/v1/chat/completions").respond_with_json(WHOLE)
+    stack.catalog({"remote": {"provider": "openai", "base_url": httpserver.url_for("/v1")}})
+    stack.relay()
+    stack.worker()
+    database.submit(["prompt"], route=["remote"])
+    database.wait_until_finished()
+    job = database.one("SELECT status, result ->> 'text' AS text, input_tokens, output_tokens FROM jobs")
+    counts = (USAGE["prompt_tokens"], USAGE["completion_tokens"])
+    assert tuple(job.values()) == ("completed", "hello", *counts)
+
+
+def test_a_form_that_is_not_met_fails_the_job_and_both_calls_are_booked(stack: Stack, database: Database) -> None:
+    stack.catalog({"echo": {"mock": {"output": '{"name": "Ada"}', "input_tokens": 10, "output_tokens": 5}}})
+    stack.relay()
+    stack.worker()
+    request = {"messages": [{"role": "user", "content": "who?"}], "max_tokens": 16, "response_format": FORM}
+    database.submit(["who?"], route=["echo"], request=request)
+    database.wait_until_finished()
+    job = database.one("SELECT status, error, attempt_count, input_tokens, output_tokens FROM jobs")
+    assert (job["status"], job["attempt_count"]) == ("failed", 1)
+    assert job["error"]["code"] == "provider_rejected"
+    assert '"age" is a required property' in job["error"]["message"]
+    assert (job["input_tokens"], job["output_tokens"]) == (20, 10)
