@@ -73,7 +73,7 @@ def race(ground: Ground, rounds_of_kills: int) -> None:
     """1,000 submissions at once from two API processes to a budget that fits 100; then everything goes wrong:
     attempts fail and cost, workers are killed, jobs are cancelled."""
     failing = {"error": "timeout", "error_rate": 0.3, "latency_s": 0.2}
-    ground.stack.catalog({"echo": {"retries": 10, "mock": failing}})
+    ground.stack.catalog({"echo": {"retries": 10, "mock": failing}}, breaker={"min_calls": 100_000})
     ground.stack.settings |= {"HEADRACE_LEASE_S": "3", "HEADRACE_MAX_DELIVERIES": "20"}
     urls = [ground.stack.api()[1], ground.stack.api()[1]]
     database, api_key = ground.database, ground.database.api_key

@@ -10,6 +10,7 @@ from redis.retry import Retry
 
 from api.local.errors import LocalError
 from api.local.valkey import EmbeddedValkey
+from tests.stack import wait_until
 
 
 @pytest.fixture
@@ -56,8 +57,9 @@ def crash_with_damage(server: EmbeddedValkey, damage: Callable[[bytes], bytes]) 
     with client(server.start()) as connection:
         connection.rpush("queue", "first")
         connection.rpush("queue", "second")
-    server.kill()
     (file,) = (server.directory / "appendonlydir").glob("*.incr.aof")
+    wait_until(lambda: b"second" in file.read_bytes())  # `everysec` may hold a write back while it syncs
+    server.kill()
     file.write_bytes(damage(file.read_bytes()))
 
 
