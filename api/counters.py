@@ -166,7 +166,8 @@ class Counters:
         return await self._group.submit(wanted)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, after the counts that are under way."""
+        await self._group.idle()
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)

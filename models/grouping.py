@@ -46,6 +46,11 @@ class GroupCommit(Generic[T, R]):
             self._flusher = asyncio.create_task(self._run())
         return await future
 
+    async def idle(self) -> None:
+        """Wait until everything that was submitted has been flushed, whoever still waits for it."""
+        while self._flusher is not None:
+            await asyncio.wait([self._flusher])
+
     async def _run(self) -> None:
         try:
             while self._pending:

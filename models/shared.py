@@ -49,7 +49,8 @@ class Shared:
         return await self._calls.submit((script, key, arguments))
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, after the calls that are under way."""
+        await self._calls.idle()
         with contextlib.suppress(RedisError, OSError):
             await self._client.aclose()
 

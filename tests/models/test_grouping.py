@@ -77,3 +77,18 @@ def test_a_cancelled_caller_does_not_disturb_the_others(cancelled: int) -> None:
 
     assert asyncio.run(main()) == [20 if cancelled == 0 else 10]
     assert flush.groups == [[1, 2]]
+
+
+def test_idle_waits_for_what_cancelled_callers_left_behind() -> None:
+    flush = Recorder()
+
+    async def main() -> bool:
+        group = GroupCommit(flush)
+        task = asyncio.create_task(group.submit(1))
+        await asyncio.sleep(0.002)
+        task.cancel()
+        await group.idle()
+        return group._flusher is None
+
+    assert asyncio.run(main())
+    assert flush.groups == [[1]]
