@@ -56,7 +56,7 @@ bench: setup
 		printf '.venv/bin/python -m benchmarks.%-12s %s\n' "$$(basename $$file .py)" "$$(sed -n '1s/"""//gp' $$file)"; \
 	done
 
-# No --index-url and no header: a lock file names neither a registry nor the machine that made it.
+# Without a header, and told of no index: a lock file names neither a registry nor the machine that made it.
 PIN = .lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
 SOURCE_ONLY = llama-cpp-python
 
