@@ -14,7 +14,6 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
-import structlog
 from pydantic import ValidationError
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -45,10 +44,7 @@ from models.tokens import REPAIR_OVERHEAD, fewest_tokens, most_tokens
 from models.wakeups import Wakeups
 
 MAX_KEY_LENGTH = 255
-_RETRY_PAUSE_S = 0.1
 _SAMPLING = ("temperature", "top_p", "stop", "seed")
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from benchmarks.submit import bodies
 from tests.stack import ROOT, Database, wait_until
 
 CONCURRENCY = 64
+START_S = 4.0
 
 
 def run_headrace(ground: Ground, jobs: int, url: str) -> float:
@@ -87,6 +88,48 @@ def measure(name: str, run: Callable[[], float], jobs: int, rounds: int) -> list
     return rates
 
 
+def measure_headrace(ground: Ground, jobs: int, rounds: int) -> list[float]:
+    """Rates of Headrace: one API, one relay, one worker."""
+    ground.stack.catalog({"echo": {}})
+    _, url = ground.stack.api()
+    processes = [ground.stack.relay(), ground.stack.worker(concurrency=CONCURRENCY)]
+    time.sleep(START_S)
+    rates = measure("headrace", lambda: run_headrace(ground, jobs, url), jobs, rounds)
+    stop(*processes)
+    return rates
+
+
+def measure_procrastinate(ground: Ground, jobs: int, rounds: int) -> list[float]:
+    """Rates of Procrastinate in a database of its own on the same server."""
+    url = ground.fresh_database("procrastinate")
+    subprocess.run([sys.executable, "-m", "benchmarks.procrastinate_app", "schema", url], cwd=ROOT, check=True)
+    worker = spawn(ground, "-m", "benchmarks.procrastinate_app", "worker", url, str(CONCURRENCY))
+    time.sleep(START_S)
+    rates = measure("procrastinate", lambda: run_procrastinate(ground, jobs, url), jobs, rounds)
+    stop(worker)
+    return rates
+
+
+def measure_celery(ground: Ground, jobs: int, rounds: int) -> list[float]:
+    """Rates of Celery on the same Valkey."""
+    worker = spawn(
+        ground,
+        *("-m", "celery", "-A", "benchmarks.bare_celery", "worker", "-P", "threads", "-c", str(CONCURRENCY)),
+        *("--without-gossip", "--without-mingle", "--loglevel", "error"),
+    )
+    time.sleep(START_S)
+    rates = measure("bare celery", lambda: run_celery(ground, jobs, "bare:done"), jobs, rounds)
+    stop(worker)
+    return rates
+
+
+def stop(*processes: subprocess.Popen[bytes]) -> None:
+    """End processes in good order."""
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
 def main() -> None:
     """Measure and print."""
     parser = ArgumentParser(description=__doc__)
@@ -96,51 +139,10 @@ def main() -> None:
     with common_ground() as ground:
         print_machine()
         print_fsync(ground.database.url)
-        ground.stack.catalog({"echo": {}})
-        _, url = ground.stack.api()
-        others = [ground.stack.relay(), ground.stack.worker(concurrency=CONCURRENCY)]
-        time.sleep(4)
-        ours = measure("headrace", lambda: run_headrace(ground, options.jobs, url), options.jobs, options.rounds)
-        for process in others:
-            process.terminate()
-            process.wait()
-
-        theirs_url = ground.fresh_database("procrastinate")
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.procrastinate_app", "schema", theirs_url], cwd=ROOT, check=True
+        ours, theirs, celery = (
+            run(ground, options.jobs, options.rounds)
+            for run in (measure_headrace, measure_procrastinate, measure_celery)
         )
-        worker = spawn(ground, "-m", "benchmarks.procrastinate_app", "worker", theirs_url, str(CONCURRENCY))
-        time.sleep(4)
-        theirs = measure(
-            "procrastinate",
-            lambda: run_procrastinate(ground, options.jobs, theirs_url),
-            options.jobs,
-            options.rounds,
-        )
-        worker.terminate()
-        worker.wait()
-
-        worker = spawn(
-            ground,
-            *(
-                "-m",
-                "celery",
-                "-A",
-                "benchmarks.bare_celery",
-                "worker",
-                "-P",
-                "threads",
-                "-c",
-                str(CONCURRENCY),
-            ),
-            *("--without-gossip", "--without-mingle", "--loglevel", "error"),
-        )
-        time.sleep(4)
-        celery = measure(
-            "bare celery", lambda: run_celery(ground, options.jobs, "bare:done"), options.jobs, options.rounds
-        )
-        worker.terminate()
-        worker.wait()
     print(f"headrace / procrastinate: {median(ours) / median(theirs):.2f} (bound 2, aim 3)")
     print(f"headrace / bare celery: {median(ours) / median(celery):.2f}")
 

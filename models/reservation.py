@@ -39,6 +39,13 @@ _BOOKED = """
         FROM inserted i, unnest(i.budget_periods) AS x(period_id) GROUP BY x.period_id
     )"""
 
+_FOLDED_IN = f"""{FOLDED}, updated AS (
+        UPDATE budget_periods p
+        SET spent_usd = p.spent_usd + b.spent_delta, reserved_usd = p.reserved_usd + b.reserved_delta
+        FROM balance b WHERE p.id = b.id AND (b.spent_delta <> 0 OR b.reserved_delta <> 0)
+    ), alerted AS ({ALERTED}), exhausted AS ({EXHAUSTED})"""
+"""Fold the settled movements into the periods of ``locked``; ``balance`` has what they come to."""
+
 RESERVE_JOBS = text(f"""
     WITH {_ASKED}, covered AS MATERIALIZED (
         SELECT who.tenant_id, who.team, who.end_user, who.api_key_id, count(b.id) > count(p.id) AS unopened,
@@ -94,11 +101,7 @@ LOCK_BALANCES = text(f"""
         WHERE p.id IN (SELECT period_id FROM covering)
         ORDER BY p.id
         FOR NO KEY UPDATE
-    ), {FOLDED}, updated AS (
-        UPDATE budget_periods p
-        SET spent_usd = p.spent_usd + b.spent_delta, reserved_usd = p.reserved_usd + b.reserved_delta
-        FROM balance b WHERE p.id = b.id AND (b.spent_delta <> 0 OR b.reserved_delta <> 0)
-    ), alerted AS ({ALERTED}), exhausted AS ({EXHAUSTED})
+    ), {_FOLDED_IN}
     SELECT c.tenant_id, c.of_team AS team, c.end_user, c.api_key_id, c.period_id, c.id AS budget_id, c.scope,
            c.subject, c."window", c.alert_at, c.resets_at, b.limit_usd, b.spent_usd, b.reserved_usd
     FROM covering c JOIN balance b ON b.id = c.period_id
@@ -142,11 +145,7 @@ LOCK_PERIODS_OF_JOBS = text(f"""
         WHERE p.id IN (SELECT unnest(budget_periods) FROM held)
         ORDER BY p.id
         FOR NO KEY UPDATE
-    ), {FOLDED}, updated AS (
-        UPDATE budget_periods p
-        SET spent_usd = p.spent_usd + b.spent_delta, reserved_usd = p.reserved_usd + b.reserved_delta
-        FROM balance b WHERE p.id = b.id AND (b.spent_delta <> 0 OR b.reserved_delta <> 0)
-    ), alerted AS ({ALERTED}), exhausted AS ({EXHAUSTED})
+    ), {_FOLDED_IN}
     SELECT h.id AS job_id, b.id AS period_id, b.limit_usd - b.spent_usd - b.reserved_usd AS remaining_usd
     FROM held h, unnest(h.budget_periods) AS x(period_id) JOIN balance b ON b.id = x.period_id
 """)
