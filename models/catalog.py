@@ -6,13 +6,14 @@ process at its start and not a job in its middle.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigurationError
@@ -25,8 +26,13 @@ SHIPPED = Path(__file__).with_name("catalog.toml")
 RESERVED_QUEUES = frozenset({"webhooks", "documents", "maintenance"})
 AUTO = "auto"
 
+log = structlog.get_logger()
+
 Pool = Literal["cpu", "gpu", "remote"]
+SplitMode = Literal["none", "layer", "row"]
+Switch = Literal["auto", "on", "off"]
 Strategy = Literal["cost", "speed", "quality", "balanced"]
+Quantization = Literal["int4", "int8", "f16"]
 Price = Decimal
 
 
@@ -136,13 +142,39 @@ class PriceFrom(_Entry):
         return PricePerToken(self.input_price, self.output_price, self.cached_input_price)
 
 
+class EngineConfig(_Entry):
+    """How a local model is held in memory and computed; what is unset is derived from the machine."""
+
+    parallel: int | None = Field(default=None, ge=1, le=128, description="Sequences decoded together; the pool's jobs.")
+    cells: int | None = Field(default=None, ge=64, description="Tokens that the KV cache holds, over all sequences.")
+    batch: int = Field(default=512, ge=32, le=8192, description="The most tokens of one decoding step.")
+    step_timeout_s: float = Field(default=60.0, gt=0, description="After which a step counts as hanging.")
+    gpu_layers: int | None = Field(
+        default=None, ge=-1, description="Layers that GPUs hold, -1 for all; unset: all in a GPU pool, else none."
+    )
+    split_mode: SplitMode = Field(default="layer", description="How several GPUs share the model.")
+    tensor_split: tuple[float, ...] = Field(default=(), description="Each GPU's share; unset: by free memory.")
+    main_gpu: int = Field(default=0, ge=0, description="The GPU that holds the model when it is not split.")
+    flash_attention: Switch = "auto"
+    offload_kv: bool = Field(default=True, description="Whether the KV cache is where the layers are.")
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> "EngineConfig":
+        if self.tensor_split and (min(self.tensor_split) < 0 or not sum(self.tensor_split)):
+            raise ValueError("tensor_split: shares are not negative, and one at least is above 0")
+        return self
+
+
 class LLM(_Entry):
     """One language model as the catalogue describes it; prices in USD per million tokens."""
 
     tier: str
     provider: Literal["llamacpp", "openai", "anthropic", "mock"]
     model: str | None = None
-    source: str | None = None
+    source: str | None = Field(default=None, description="A local model: a path, or `package:<package>/<file>`.")
+    sources: dict[Quantization, str] = Field(default={}, description="Instead: files to choose from by free memory.")
+    essential: bool = Field(default=False, description="A local model that is loaded at start and kept.")
+    idle_unload_s: float = Field(default=900.0, gt=0, description="When a local model that nobody uses is unloaded.")
     base_url: str | None = None
     api_key_env: str | None = None
     api_key_file: Path | None = Field(default=None, description="A file that holds the key and nothing else.")
@@ -158,6 +190,10 @@ class LLM(_Entry):
     max_concurrency: int | None = Field(default=None, ge=1, description="Calls in flight, over all processes.")
     retries: int = Field(default=2, ge=0, le=20)
     threads: int | None = Field(default=None, ge=1, description="Compute threads of a local model.")
+    engine: EngineConfig = EngineConfig()
+    chat_template: str | None = Field(default=None, description="Jinja, in place of the model file's own.")
+    stop: tuple[str, ...] = Field(default=(), description="Strings that end every answer of a local model.")
+    optional: bool = Field(default=False, description="Exists only where `HEADRACE_OPTIONAL_LLMS` names it.")
     fallbacks: tuple[str, ...] = ()
     mock: MockBehaviour = MockBehaviour()
 
@@ -174,9 +210,11 @@ class LLM(_Entry):
 
     @model_validator(mode="after")
     def _provider_has_what_it_needs(self) -> "LLM":
-        needed = {"llamacpp": "source", "openai": "base_url", "anthropic": "model"}.get(self.provider)
+        needed = {"openai": "base_url", "anthropic": "model"}.get(self.provider)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"provider {self.provider!r} needs `{needed}`")
+        if self.provider == "llamacpp" and (self.source is None) == (not self.sources):
+            raise ValueError("provider 'llamacpp' needs `source` or `sources`, not both")
         if self.api_key_env and self.api_key_file:
             raise ValueError("give `api_key_env` or `api_key_file`, not both")
         return self
@@ -214,6 +252,13 @@ class Catalog(_Entry):
             raise ValueError(f"default: there is no tier or LLM {self.default!r}")
         return self
 
+    @model_validator(mode="after")
+    def _default_always_exists(self) -> "Catalog":
+        named = [self.default] if self.default in self.llms else self.llms_of_tier(self.default or "")
+        if named and all(self.llms[name].optional for name in named):
+            raise ValueError(f"default: {self.default!r} has only optional LLMs, which may be left out")
+        return self
+
     @cached_property
     def queues(self) -> tuple[str, ...]:
         """Every queue that carries jobs, sorted."""
@@ -242,12 +287,50 @@ class Catalog(_Entry):
         """The names of a tier's LLMs, in the order of the file."""
         return [name for name, llm in self.llms.items() if llm.tier == tier]
 
+    def pool_of(self, llm: str) -> Pool:
+        """The pool that runs an LLM."""
+        return self.tiers[self.llms[llm].tier].pool
 
-def load_catalog(path: Path | None = None) -> Catalog:
-    """Read and check a catalogue file, the shipped one by default.
+    def without(self, left_out: Collection[str]) -> "Catalog":
+        """The catalogue without some LLMs: routes pass them over, and tiers that they leave empty are gone."""
+        if not left_out:
+            return self
+        llms = {
+            name: llm.model_copy(update={"fallbacks": tuple(other for other in llm.fallbacks if other not in left_out)})
+            for name, llm in self.llms.items()
+            if name not in left_out
+        }
+        emptied = {self.llms[name].tier for name in left_out} - {llm.tier for llm in llms.values()}
+        tiers = {name: tier for name, tier in self.tiers.items() if name not in emptied}
+        return Catalog.model_validate({**dict(self), "llms": llms, "tiers": tiers})
 
-    Raises ConfigurationError, naming the file and the key.
+
+def load_catalog(path: Path | None = None, optional: Collection[str] = ()) -> Catalog:
+    """Read and check a catalogue file, the shipped one by default; of its optional LLMs only those that are named.
+
+    Which these are is a setting and never looked up here: the API, which holds no model, and every worker
+    have the same catalogue. Raises ConfigurationError, naming the file and the key.
     """
+    whole = read_catalog(path)
+    catalog = select_optional(whole, optional)
+    if left_out := sorted(whole.llms.keys() - catalog.llms.keys()):
+        log.info("catalog.optional_left_out", llms=left_out)
+    return catalog
+
+
+def select_optional(whole: Catalog, optional: Collection[str]) -> Catalog:
+    """A catalogue with those of its optional LLMs that are named; raises ConfigurationError for names it has not."""
+    known = {name for name, llm in whole.llms.items() if llm.optional}
+    if unknown := set(optional) - known:
+        raise ConfigurationError(f"the catalogue has no optional LLM {', '.join(sorted(unknown))}")
+    try:
+        return whole.without(known - set(optional))
+    except ValidationError as error:
+        raise ConfigurationError(f"the catalogue without its optional LLMs: {_problems(error)}") from error
+
+
+def read_catalog(path: Path | None = None) -> Catalog:
+    """Read and check a catalogue file with all that is optional in it. Raises ConfigurationError."""
     source = path or SHIPPED
     try:
         return Catalog.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
@@ -256,7 +339,10 @@ def load_catalog(path: Path | None = None) -> Catalog:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'catalogue'}: {problem['msg']}" for problem in error.errors()
-        )
-        raise ConfigurationError(f"{source}: {problems}") from error
+        raise ConfigurationError(f"{source}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'catalogue'}: {problem['msg']}" for problem in error.errors()
+    )

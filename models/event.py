@@ -1,10 +1,13 @@
-"""Events: facts that a tenant may want to hear of; each is recorded once.
+"""Events: facts that a tenant, or who runs the platform, may want to hear of; each is recorded once.
 
 ===================  =====================================================================================
 ``budget.alert``     a period's spent money reached ``alert_at`` (80 %) of its limit
 ``budget.exhausted`` it reached the limit, or, past ``alert_at``, a job was refused for want of money
 ``spend.anomaly``    a day's spent money exceeds twice the daily average of the 7 days before
+``worker.memory``    the platform's own: the memory of a worker's machine crossed a threshold, up or down
 ===================  =====================================================================================
+
+The platform's own events have no tenant; a query for a tenant's events must ask for the tenant.
 """
 
 from datetime import datetime
@@ -17,18 +20,24 @@ from models.base import Base, Json, PrimaryId
 
 
 class Event(Base):
-    """A fact about a tenant's account; ``once_key`` keeps the same fact from being recorded twice."""
+    """A fact about a tenant's account, or, without a tenant, about the platform; ``once_key`` keeps the same fact from
+    being recorded twice."""
 
     __tablename__ = "events"
     __table_args__ = (Index(None, "tenant_id", "created_at"),)
 
     id: Mapped[PrimaryId]
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    tenant_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     type: Mapped[str]
     payload: Mapped[Json]
     once_key: Mapped[str | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
+
+RECORD_PLATFORM_EVENT = text("""
+    INSERT INTO events (id, type, payload) VALUES (:id, :type, CAST(:payload AS jsonb)) ON CONFLICT (id) DO NOTHING
+""")
+"""Record an event of the platform's own; the id keeps it from being recorded twice."""
 
 RAISE_ANOMALIES = text("""
     WITH spent_today AS (

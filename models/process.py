@@ -8,13 +8,14 @@ rescue; only then are its jobs orphans, so a heartbeat and a rescue can never bo
 from datetime import datetime
 
 from sqlalchemy import ARRAY, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, PrimaryId
+from models.base import Base, Json, PrimaryId
 
 
 class Process(Base):
-    """A running relay or worker; ``capacity`` is how many jobs it keeps in flight."""
+    """A running relay or worker; ``capacity`` is how many jobs it keeps in flight, ``models`` what it has loaded."""
 
     __tablename__ = "processes"
 
@@ -24,6 +25,7 @@ class Process(Base):
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     capacity: Mapped[int] = mapped_column(server_default="0")
     in_flight: Mapped[int] = mapped_column(server_default="0")
+    models: Mapped[list[Json]] = mapped_column(JSONB, server_default="[]")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     lease_expires_at: Mapped[datetime]
 
@@ -36,7 +38,8 @@ REGISTER = text("""
 HEARTBEAT = text("""
     WITH beat AS (
         UPDATE processes
-        SET lease_expires_at = now() + make_interval(secs => :lease_s), in_flight = :in_flight
+        SET lease_expires_at = now() + make_interval(secs => :lease_s), in_flight = :in_flight,
+            models = coalesce(CAST(:models AS jsonb), models)
         WHERE id = :id
         RETURNING id
     ), touched AS (
@@ -48,7 +51,7 @@ HEARTBEAT = text("""
 """)
 """Renew a process's lease; no row means that it was taken away and all that it held with it.
 
-``waiting`` are jobs whose message the process has but which it has not claimed: touching them tells the relay
+``models`` is null when nothing of them has changed. ``waiting`` are jobs whose message the process has but which it has not claimed: touching them tells the relay
 that their message is not lost.
 """
 
@@ -66,6 +69,12 @@ SELECT_LIVE = text("""
     SELECT role, name, queues, capacity, in_flight, started_at, lease_expires_at
     FROM processes WHERE lease_expires_at > now() ORDER BY role, name
 """)
+
+SELECT_LOADED = text("""
+    SELECT name AS worker, models FROM processes
+    WHERE lease_expires_at > now() AND models <> '[]' ORDER BY name
+""")
+"""What live processes have loaded, as they last reported."""
 
 SELECT_BACKLOG = text("""
     SELECT q.queue,

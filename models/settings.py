@@ -1,9 +1,10 @@
 """Settings shared by several processes; each process composes only what it needs."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class HeadraceSettings(BaseSettings):
@@ -23,3 +24,13 @@ class CatalogSettings(HeadraceSettings):
     """Which LLMs exist."""
 
     catalog: Path | None = Field(default=None, description="The catalogue file; the shipped one if unset.")
+    optional_llms: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="The optional LLMs of the catalogue that exist, by name, with commas between;"
+        " the same for every process. `headrace up` looks which are installed when it is unset.",
+    )
+
+    @field_validator("optional_llms", mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:  # Any: what stands in the environment, before it is checked
+        return tuple(filter(None, map(str.strip, given.split(",")))) if isinstance(given, str) else given

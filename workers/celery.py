@@ -10,7 +10,8 @@ from celery import Celery, bootsteps
 from kombu import Queue
 from kombu.transport import redis as redis_transport
 
-from models.catalog import load_catalog
+from models.catalog import load_catalog, read_catalog, select_optional
+from workers.gpu_pool import refuse_without_gpu
 from workers.runner import Runner
 from workers.settings import WorkerSettings, WorkSettings
 
@@ -37,7 +38,7 @@ def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types
     """
     settings = WorkSettings()
     is_redis = settings.broker.startswith(("redis", "valkey"))
-    queues = load_catalog(settings.catalog).queues
+    queues = select_optional(read_catalog(settings.catalog), settings.optional_llms).queues
     arguments = None if is_redis else {"x-queue-type": "quorum"}
     return {
         "broker_url": settings.broker,
@@ -99,11 +100,15 @@ class RunnerStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, worker: Any) -> None:  # Any: Celery's WorkController
+        settings = WorkerSettings()
+        catalog = load_catalog(settings.catalog, settings.optional_llms)
+        queues = list(worker.app.amqp.queues.consume_from)
+        refuse_without_gpu(catalog, queues, settings)
         worker.app.runner = Runner(
-            settings := WorkerSettings(),
-            load_catalog(settings.catalog),
+            settings,
+            catalog,
             name=worker.hostname,
-            queues=list(worker.app.amqp.queues.consume_from),
+            queues=queues,
             capacity=worker.concurrency,
         )
         worker.app.runner.start()

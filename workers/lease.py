@@ -1,18 +1,22 @@
 """The lease of one process: registered at its start, renewed by its heartbeat, given back at its end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.database import fetch_all, fetch_one
+from models.database import dump_json, fetch_all, fetch_one
 from models.ids import new_id
 from models.process import DEREGISTER, HEARTBEAT, REGISTER
 
 _RETRY_S = 1.0
+
+Report = Sequence[dict[str, Any]]  # Any: JSON
 
 log = structlog.get_logger()
 
@@ -38,27 +42,37 @@ class Lease:
         self._identity = {"role": role, "name": name, "queues": sorted(queues), "capacity": capacity}
         self._lease_s = lease_s
         self._registered = False
+        self._reported: Report = ()
+        self._soon = asyncio.Event()
 
     async def keep(
         self,
         *,
         in_flight: Callable[[], int] = lambda: 0,
         waiting: Callable[[], Collection[UUID]] = lambda: (),
+        models: Callable[[], Report] = lambda: (),
         after_beat: Callable[[], Awaitable[None]] | None = None,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Beat for ever, three times per lease; ``on_lost`` is called when the lease was taken away,
-        ``after_beat`` after each renewal. Postgres may go away and come back."""
+        ``after_beat`` after each renewal. ``models`` are what is loaded, told when it has changed. Postgres may go
+        away and come back."""
         while True:
+            self._soon.clear()
             try:
-                await self._beat(in_flight(), waiting(), on_lost)
+                await self._beat(in_flight(), waiting(), models(), on_lost)
                 if after_beat is not None:
                     await after_beat()
                 delay_s = self._lease_s / 3
             except (SQLAlchemyError, OSError) as error:
                 log.warning("lease.beat_failed", error=str(error).splitlines()[0])
                 delay_s = min(_RETRY_S, self._lease_s / 3)
-            await asyncio.sleep(delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), delay_s)
+
+    def beat_soon(self) -> None:
+        """Let the next beat come at once, since there is something to tell."""
+        self._soon.set()
 
     async def give_back(self) -> None:
         """Remove the process's row; its jobs, if any are left, are taken back at once."""
@@ -67,14 +81,21 @@ class Lease:
         except (SQLAlchemyError, OSError) as error:
             log.warning("lease.not_given_back", error=str(error).splitlines()[0])
 
-    async def _beat(self, in_flight: int, waiting: Collection[UUID], on_lost: Callable[[], None]) -> None:
+    async def _beat(
+        self, in_flight: int, waiting: Collection[UUID], models: Report, on_lost: Callable[[], None]
+    ) -> None:
         if not self._registered:
             await fetch_all(self._engine, REGISTER, {"id": self.id, "lease_s": self._lease_s, **self._identity})
-            self._registered = True
+            self._registered, self._reported = True, ()
+            if models:
+                self._soon.set()
             return
+        news = None if list(models) == list(self._reported) else dump_json(models)
         params = {"id": self.id, "lease_s": self._lease_s, "in_flight": in_flight, "waiting": list(waiting)}
-        if await fetch_one(self._engine, HEARTBEAT, params) is None:
+        if await fetch_one(self._engine, HEARTBEAT, params | {"models": news}) is None:
             log.warning("lease.lost", id=self.id.hex)
             self.id, self._registered = new_id(), False
             on_lost()
-            await self._beat(0, (), on_lost)
+            await self._beat(0, (), (), on_lost)
+            return
+        self._reported = models

@@ -1,8 +1,10 @@
 """Settings of the processes that do the work."""
 
-from pydantic import Field
+from typing import Self
 
-from models.settings import CatalogSettings, StoreSettings
+from pydantic import Field, model_validator
+
+from models.settings import CatalogSettings, HeadraceSettings, StoreSettings
 
 
 class WorkSettings(StoreSettings, CatalogSettings):
@@ -31,7 +33,16 @@ class WorkSettings(StoreSettings, CatalogSettings):
         return self.lease_s / 2
 
 
-class WorkerSettings(WorkSettings):
+class GpuSettings(HeadraceSettings):
+    """Where workers of a GPU pool start."""
+
+    gpu_required: bool = Field(
+        default=True,
+        description="Whether a worker refuses the queues of a GPU pool where llama.cpp finds no GPU.",
+    )
+
+
+class WorkerSettings(WorkSettings, GpuSettings):
     """One worker process; its number of jobs in flight is Celery's ``--concurrency``."""
 
     drain_s: float = Field(
@@ -39,6 +50,24 @@ class WorkerSettings(WorkSettings):
         ge=0,
         description="Seconds that running jobs get to finish when a worker is told to stop.",
     )
+    model_memory_mb: int | None = Field(
+        default=None, ge=1, description="Memory for all local models; 80 % of what the process may use if unset."
+    )
+    memory_hold_percent: float = Field(
+        default=70.0, gt=0, le=100, description="Memory in use from which on no further model is loaded."
+    )
+    memory_unload_percent: float = Field(
+        default=85.0, gt=0, le=100, description="Memory in use from which on idle models are unloaded."
+    )
+    memory_refuse_percent: float = Field(
+        default=95.0, gt=0, le=100, description="Memory in use from which on no job of a local model is begun."
+    )
+
+    @model_validator(mode="after")
+    def _levels_ascend(self) -> Self:
+        if not self.memory_hold_percent <= self.memory_unload_percent <= self.memory_refuse_percent:
+            raise ValueError("memory_hold_percent, memory_unload_percent and memory_refuse_percent must ascend")
+        return self
 
 
 class RelaySettings(WorkSettings):

@@ -1,7 +1,8 @@
 """The whole of Headrace on one machine: servers where no URL is set, then every process, supervised."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -18,14 +19,16 @@ from api.local.processes import StopStep, python
 from api.local.servers import EmbeddedServer
 from api.local.supervisor import ProcessSpec, Supervisor
 from api.local.valkey import EmbeddedValkey
-from models.catalog import Catalog, load_catalog
+from models.catalog import Catalog, Pool, read_catalog, select_optional
 from models.errors import ConfigurationError
 from models.settings import CatalogSettings
+from models.sources import installed_optional_llms
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 8000
 USUAL_FLOWER_PORT = 5555
 KEY_FILE = "api_key"
+OPTIONAL_LLMS = "HEADRACE_OPTIONAL_LLMS"
 PROVISION_TIMEOUT_S = 600.0
 API_START_TIMEOUT_S = 60.0
 SERVERS: Mapping[str, type[EmbeddedServer]] = {
@@ -36,10 +39,9 @@ SERVERS: Mapping[str, type[EmbeddedServer]] = {
 # they run again. The quit is for one that hangs.
 WORKER_STOP = (StopStep(signal.SIGTERM, 30.0), StopStep(signal.SIGQUIT, 5.0))
 
-# Idle OpenMP threads sleep instead of spinning on a small machine's few cores; and Celery's warning about
-# root, which is for workers that unpickle what they are sent, is no news to who started this as root.
+# Celery's warning about root, which is for workers that unpickle what they are sent, is no news to who started this
+# as root.
 WORKER_ENV = {
-    "OMP_WAIT_POLICY": "passive",
     "PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges",
 }
 
@@ -93,7 +95,7 @@ def running_stack(
 
     Raises LocalError when something cannot start, and Interrupted when a signal asks to stop before that.
     """
-    catalog = _catalog()
+    catalog, chosen = _catalog(environment, progress)
     ports = _choose_ports(options)
     data_dir = make_data_directory(options.data_dir)
     with ExitStack() as cleanup:
@@ -104,12 +106,13 @@ def running_stack(
         for server in servers.values():
             cleanup.callback(server.close)
         supervisor = cleanup.enter_context(Supervisor(data_dir / "logs", show))
-        env = {**environment, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+        env = {**environment, **chosen, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
         env |= _start_servers(servers, supervisor, progress)
         progress("migrating the database")
         supervisor.complete(_provision(data_dir / KEY_FILE, env))
         progress("starting the processes")
-        for spec in _processes(options, ports, catalog, env):
+        pools = _pools_that_can_start(catalog, env, progress)
+        for spec in _processes(options, ports, catalog, pools, env):
             supervisor.start(spec)
         yield Running(
             supervisor=supervisor,
@@ -132,20 +135,53 @@ def _start_servers(
     return found
 
 
-def _processes(options: StackOptions, ports: _Ports, catalog: Catalog, env: Environment) -> Iterator[ProcessSpec]:
+def _processes(
+    options: StackOptions, ports: _Ports, catalog: Catalog, pools: Collection[Pool], env: Environment
+) -> Iterator[ProcessSpec]:
     """Every process in the order of its start; the API, which is waited for, last: the others boot meanwhile."""
     yield _relay(env)
-    yield from _workers(catalog, env)
+    yield from (_worker(pool, catalog, env) for pool in pools)
     if ports.flower:
         yield _flower(ports.flower, env)
     yield _api(options.host, ports.api, env)
 
 
-def _catalog() -> Catalog:
+def _catalog(environment: Environment, progress: Callable[[str], None]) -> tuple[Catalog, Environment]:
+    """The catalogue, and the variable that tells every process the same optional LLMs.
+
+    Where that is not set, these are the ones that are installed: here, unlike in a cluster, this machine runs them all.
+    """
+    given = {"catalog": environment.get("HEADRACE_CATALOG"), "optional_llms": environment.get(OPTIONAL_LLMS, "")}
+    settings = CatalogSettings.model_validate(given)  # of the processes' environment, not this one's
     try:
-        return load_catalog(CatalogSettings().catalog)
+        whole = read_catalog(settings.catalog)
+        optional = list(settings.optional_llms)
+        if OPTIONAL_LLMS not in environment:
+            optional = installed_optional_llms(whole)
+        catalog = select_optional(whole, optional)
     except ConfigurationError as error:
         raise LocalError(str(error)) from error
+    if left_out := whole.llms.keys() - catalog.llms.keys():
+        progress(f"leaving out {', '.join(sorted(left_out))}: optional, and not installed or not named")
+    return catalog, {OPTIONAL_LLMS: ",".join(optional)}
+
+
+def _pools_that_can_start(catalog: Catalog, env: Environment, progress: Callable[[str], None]) -> list[Pool]:
+    """The pools of the catalogue; that of the GPUs only where a worker of it finds one.
+
+    A process of its own looks: the native library stays out of the supervisor.
+    """
+    pools = list(catalog.pools_in_use)
+    if "gpu" in pools:
+        look = subprocess.run(
+            python("-m", "workers.gpu_pool"), env={**env}, capture_output=True, text=True, check=False
+        )
+        if look.returncode:
+            why = (look.stdout or look.stderr).strip().splitlines()[-1:] or ["it cannot look for one"]
+            tiers = ", ".join(name for name, tier in catalog.tiers.items() if tier.pool == "gpu")
+            progress(f"the pool gpu is not started: {why[0]}; jobs of its tiers ({tiers}) wait for a worker elsewhere")
+            pools.remove("gpu")
+    return pools
 
 
 def _choose_ports(options: StackOptions) -> _Ports:
@@ -212,39 +248,19 @@ def _relay(env: Environment) -> ProcessSpec:
     return ProcessSpec(name="relay", argv=python("-m", "workers.relay"), env=env)
 
 
-def _workers(catalog: Catalog, env: Environment) -> list[ProcessSpec]:
-    """One worker process for each pool that the catalogue's tiers use."""
-    return [
-        ProcessSpec(
-            name=f"worker-{pool}",
-            argv=python(
-                *(
-                    "-m",
-                    "celery",
-                    "-A",
-                    "workers.celery",
-                    "--quiet",
-                    "worker",
-                    "-P",
-                    "threads",
-                    "-n",
-                    f"{pool}@%h",
-                ),
-                *("-Q", ",".join(catalog.queues_of_pool(pool)), "-c", str(config.concurrency)),
-                *(
-                    "--without-gossip",
-                    "--without-mingle",
-                    "--heartbeat-interval",
-                    "30",
-                    "--loglevel",
-                    "warning",
-                ),
-            ),
-            env={**WORKER_ENV, **env},
-            stop=WORKER_STOP,
-        )
-        for pool, config in catalog.pools_in_use.items()
-    ]
+def _worker(pool: Pool, catalog: Catalog, env: Environment) -> ProcessSpec:
+    """The worker process of a pool."""
+    concurrency = catalog.pools_in_use[pool].concurrency
+    return ProcessSpec(
+        name=f"worker-{pool}",
+        argv=python(
+            *("-m", "celery", "-A", "workers.celery", "--quiet", "worker", "-P", "threads", "-n", f"{pool}@%h"),
+            *("-Q", ",".join(catalog.queues_of_pool(pool)), "-c", str(concurrency)),
+            *("--without-gossip", "--without-mingle", "--heartbeat-interval", "30", "--loglevel", "warning"),
+        ),
+        env={**WORKER_ENV, **env},
+        stop=WORKER_STOP,
+    )
 
 
 def _flower(port: int, env: Environment) -> ProcessSpec:

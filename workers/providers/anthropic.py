@@ -46,8 +46,8 @@ def to_wire(request: GenerationRequest, model: str | None) -> Json:
     """The body of a message request.
 
     System messages become the one ``system`` text. A JSON Schema of an object becomes the one tool, which must be
-    used; any other form that the answer must have is asked for in the system text. ``seed`` has no counterpart;
-    a temperature above 1, the API's highest, is 1.
+    used; any other form that the answer must have is asked for in the system text. ``seed``, ``min_p`` and
+    the penalties have no counterpart; a temperature above 1, the API's highest, is 1.
     """
     system = [message["content"] for message in request.messages if message["role"] in _SYSTEM]
     turns = [message for message in request.messages if message["role"] not in _SYSTEM]
@@ -61,6 +61,7 @@ def to_wire(request: GenerationRequest, model: str | None) -> Json:
         "system": "\n\n".join(system) or None,
         "temperature": temperature,
         "top_p": request.top_p,
+        "top_k": request.top_k,
         "stop_sequences": request.stop or None,
         "tools": [tool] if tool else None,
         "tool_choice": {"type": "tool", "name": tool["name"]} if tool else None,

@@ -16,6 +16,10 @@ class GenerationRequest:
     max_tokens: int
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     stop: list[str] = field(default_factory=list)
     seed: int | None = None
     response_format: dict[str, Any] | None = None  # Any: a JSON Schema of the caller's
@@ -62,10 +66,10 @@ class Meter:
         self.input_tokens = self.output_tokens = self.cached_input_tokens = self.reasoning_tokens = 0
         self.estimated = False
 
-    def mark_first_token(self) -> None:
-        """Note the time of the first output; later calls change nothing."""
+    def mark_first_token(self, at: float | None = None) -> None:
+        """Note the time of the first output, now if not given; later calls change nothing."""
         if self.first_token_at is None:
-            self.first_token_at = monotonic()
+            self.first_token_at = monotonic() if at is None else at
 
 
 class ProviderError(Exception):

@@ -1,162 +1,102 @@
-"""The ``llamacpp`` provider: a local GGUF model in this process, through llama-cpp-python."""
+"""The ``llamacpp`` provider: a local model in this process, many requests at once (:mod:`workers.engine`)."""
 
 import asyncio
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
-from pathlib import Path
-from threading import Event
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from models.catalog import LLM
-from models.errors import ConfigurationError, FailureCode
+from models.errors import FailureCode
+from workers.engine.errors import EngineError
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
 
-if TYPE_CHECKING:
-    from llama_cpp import Llama
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-    from llama_cpp.llama_grammar import LlamaGrammar
-
-_DEFAULT_TEMPERATURE = 0.8
-_PACKAGE = "package:"
+if TYPE_CHECKING:  # workers without local models need no native library
+    from workers.engine.engine import Engine
+    from workers.engine.host import EngineHost
+    from workers.engine.sampling import Sampling
+    from workers.engine.sequence import Ticket
 
 
 class LlamaCppProvider:
-    """One model, loaded at the first request and kept; its own thread runs one request at a time."""
+    """One LLM of the catalogue, on the engine that the process's host keeps for it."""
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, name: str, llm: LLM, host: "EngineHost") -> None:
+        self._name = name
         self._llm = llm
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llamacpp")
-        self._llama: Llama | None = None
-        self._formatter: Jinja2ChatFormatter | None = None
+        self._host = host
 
     async def generate(self, request: GenerationRequest, meter: Meter) -> Generation:
-        """Answer on the model's thread; a cancelled task stops it at its next token."""
-        stop = Event()
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._generate, request, meter, stop)
+        """Answer with the engine; a cancelled task ends its sequence before the next step."""
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            if not work.cancel():
-                await asyncio.wait([work])
-            raise
+            async with self._host.use(self._name) as engine:
+                # The template, the tokens and the grammar of a long request take their time.
+                submission = asyncio.create_task(asyncio.to_thread(_submit, engine, request, self._llm.stop, meter))
+                try:
+                    ticket = await asyncio.shield(submission)
+                except asyncio.CancelledError:
+                    submission.add_done_callback(_cancel_submitted)
+                    raise
+                return await _answer(ticket, meter)
+        except EngineError as error:
+            raise ProviderError.of(error.code, str(error), error.retry_after_s) from None
 
     async def close(self) -> None:
-        """Free the model."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _generate(self, request: GenerationRequest, meter: Meter, stop: Event) -> Generation:
-        if stop.is_set():
-            raise ProviderError.of(FailureCode.INTERNAL, "stopped before it began")
-        llama, prompt = self._prepare(request)
-        meter.input_tokens = len(prompt)
-
-        def watch(tokens: Any, _logits: Any) -> bool:  # Any: numpy arrays of token ids and logits
-            meter.output_tokens = len(tokens) - len(prompt) + 1  # it is asked before the new one is added
-            return stop.is_set()
-
-        chunks = llama.create_completion(
-            prompt,
-            max_tokens=min(request.max_tokens, self._llm.context_window - len(prompt)),
-            temperature=_DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
-            top_p=0.95 if request.top_p is None else request.top_p,
-            stop=request.stop,
-            seed=None if request.seed is None else request.seed & 0xFFFFFFFF,
-            grammar=_grammar(request.response_format),
-            stopping_criteria=_stopping_criteria(watch),
-            stream=True,
-        )
-        return _collect(chunks, meter)
-
-    def _prepare(self, request: GenerationRequest) -> tuple["Llama", list[int]]:
-        """The loaded model and the prompt's tokens by its own chat template."""
-        if self._llama is None or self._formatter is None:
-            self._llama, self._formatter = load(self._llm)
-        formatted = self._formatter(messages=request.messages)  # type: ignore[arg-type]  # its TypedDicts
-        prompt = self._llama.tokenize(formatted.prompt.encode(), add_bos=not formatted.added_special, special=True)
-        if len(prompt) >= self._llm.context_window:
-            raise ProviderError.of(
-                FailureCode.CONTEXT_LENGTH_EXCEEDED,
-                f"the prompt has {len(prompt)} tokens, the context window {self._llm.context_window}",
-            )
-        return self._llama, prompt
+        """The host frees the model."""
 
 
-def resolve_source(source: str) -> Path:
-    """The file that a catalogue's ``source`` names: a path, or ``package:<package>/<file>``.
+def _submit(engine: "Engine", request: GenerationRequest, stop: tuple[str, ...], meter: Meter) -> "Ticket":
+    from workers.engine.grammar import grammar_for
+    from workers.engine.sequence import Work
 
-    Raises ConfigurationError when it is not there.
-    """
-    if not source.startswith(_PACKAGE):
-        path = Path(source).expanduser()
-    else:
-        package, _, name = source.removeprefix(_PACKAGE).partition("/")
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigurationError(f"the package {package!r} of the model {name!r} is not installed")
-        path = Path(spec.submodule_search_locations[0]) / name
-    if not path.is_file():
-        raise ConfigurationError(f"there is no model file {path}")
-    return path
-
-
-def load(llm: LLM) -> tuple["Llama", "Jinja2ChatFormatter"]:
-    """Load a model and its chat template. Raises ProviderError when the file is none."""
-    from llama_cpp import Llama  # here, so that workers without local models need no native library
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    threads = llm.threads or os.cpu_count()
     try:
-        path = resolve_source(llm.source or "")
-        llama = Llama(
-            str(path),
-            n_ctx=llm.context_window,
-            n_threads=threads,
-            n_threads_batch=threads,
-            verbose=False,
-        )
-    except (ConfigurationError, ValueError) as error:
-        raise ProviderError.of(FailureCode.INTERNAL, f"cannot load the model: {error}") from error
-    bos, eos = (llama.detokenize([token], special=True).decode() for token in (llama.token_bos(), llama.token_eos()))
-    template = llama.metadata.get("tokenizer.chat_template")
-    if template is None:
-        raise ProviderError.of(FailureCode.INTERNAL, "the model has no chat template")
-    formatter = Jinja2ChatFormatter(template=template, bos_token=bos, eos_token=eos)
-    return llama, formatter
+        prompt = engine.model.prompt([_known_role(message) for message in request.messages])
+    except ValueError as error:
+        raise EngineError(FailureCode.PROVIDER_REJECTED, str(error)) from None
+    grammar = grammar_for(request.response_format)
+    work = Work(prompt, request.max_tokens, _sampling(request), (*request.stop, *stop), grammar)
+    return engine.submit(work, lambda _text: meter.mark_first_token())
 
 
-def _collect(chunks: Any, meter: Meter) -> Generation:  # Any: the library's union of stream and answer
-    text, reason = [], "stop"
-    for chunk in chunks:
-        choice = chunk["choices"][0]
-        if choice["text"]:
-            meter.mark_first_token()
-            text.append(choice["text"])
-        reason = choice["finish_reason"] or reason
-    return Generation("".join(text), reason)
+def _cancel_submitted(submission: "asyncio.Task[Ticket]") -> None:
+    """End what a thread has submitted for someone who no longer waits."""
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().cancel()
 
 
-def _stopping_criteria(watch: Callable[[Any, Any], bool]) -> Any:
-    from llama_cpp import StoppingCriteriaList
-
-    return StoppingCriteriaList([watch])
-
-
-def _grammar(response_format: dict[str, Any] | None) -> "LlamaGrammar | None":
-    kind = (response_format or {}).get("type", "text")
-    if kind == "text":
-        return None
-    from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
-
-    if kind == "json_object":
-        return LlamaGrammar.from_string(JSON_GBNF, verbose=False)
-    schema = (response_format or {}).get("json_schema", {}).get("schema", {})
+async def _answer(ticket: "Ticket", meter: Meter) -> Generation:
+    """Wait for a ticket; whatever becomes of it, the meter has what it used."""
+    done = asyncio.wrap_future(ticket.future)
     try:
-        return LlamaGrammar.from_json_schema(orjson.dumps(schema).decode(), verbose=False)
-    except Exception as error:  # the converter raises whatever a hostile schema provokes
-        message = f"the JSON Schema cannot be turned into a grammar: {error}"
-        raise ProviderError.of(FailureCode.PROVIDER_REJECTED, message) from error
+        completion = await asyncio.shield(done)
+    except asyncio.CancelledError:
+        ticket.cancel()
+        with suppress(EngineError, asyncio.CancelledError):
+            await done
+        raise
+    finally:
+        meter.input_tokens = ticket.prompt_tokens
+        meter.cached_input_tokens = ticket.cached_tokens
+        meter.output_tokens = ticket.output_tokens
+        if ticket.first_token_at is not None:
+            meter.mark_first_token(ticket.first_token_at)
+    return Generation(completion.text, completion.finish_reason)
+
+
+def _known_role(message: dict[str, str]) -> dict[str, str]:
+    """OpenAI's ``developer`` is what chat templates call ``system``."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _sampling(request: GenerationRequest) -> "Sampling":
+    """The request's wishes, over llama.cpp's usual choices."""
+    from workers.engine.sampling import USUAL
+
+    wishes: dict[str, Any] = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+    }
+    return replace(USUAL, seed=request.seed, **{name: wish for name, wish in wishes.items() if wish is not None})

@@ -7,6 +7,7 @@ import structlog
 from models.catalog import LLM, Catalog
 from models.errors import ConfigurationError, FailureCode
 from workers.checking import Checker
+from workers.engine.host import EngineHost
 from workers.providers.anthropic import AnthropicProvider
 from workers.providers.base import Provider, ProviderError
 from workers.providers.keys import read_key
@@ -18,11 +19,12 @@ log = structlog.get_logger()
 
 
 class Providers:
-    """Looks up the provider of an LLM; ``checker`` checks structured answers."""
+    """Looks up the provider of an LLM; ``checker`` checks structured answers, ``host`` holds the local models."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, host: EngineHost) -> None:
         self.checker = Checker()
         self._catalog = catalog
+        self._host = host
         self._made: dict[str, Provider] = {}
 
     def warn_of_missing_keys(self, queues: Collection[str]) -> None:
@@ -41,7 +43,7 @@ class Providers:
             if llm is None:
                 message = f"this worker's catalogue has no LLM {name!r}"
                 raise ProviderError.of(FailureCode.INTERNAL, message)
-            self._made[name] = self._make(llm)
+            self._made[name] = self._make(name, llm)
         return self._made[name]
 
     async def close(self) -> None:
@@ -50,11 +52,11 @@ class Providers:
             await provider.close()
         await self.checker.close()
 
-    def _make(self, llm: LLM) -> Provider:
+    def _make(self, name: str, llm: LLM) -> Provider:
         try:
             match llm.provider:
                 case "llamacpp":
-                    return LlamaCppProvider(llm)
+                    return LlamaCppProvider(name, llm, self._host)
                 case "openai":
                     return OpenAIProvider(llm)
                 case "anthropic":

@@ -19,6 +19,7 @@ from api.local.errors import LocalError
 from api.local.ports import choose_port
 from api.local.processes import PROC, is_alive
 from api.local.stack import StackOptions, local_url, running_stack
+from workers.engine.gpu import available_gpus
 
 CATALOG = """
 default = "mock"
@@ -217,3 +218,54 @@ def test_nothing_that_answers_is_one_line(port: int) -> None:
 )
 def test_the_url_of_a_host_is_one_that_can_be_opened_here(host: str, url: str) -> None:
     assert local_url(host, 80) == url
+
+
+GPU_TIER = """
+[tiers.large]
+queue = "large"
+pool = "gpu"
+[llms.fast]
+tier = "large"
+provider = "mock"
+context_window = 4096
+input_price = "1"
+output_price = "2"
+[llms.absent]
+optional = true
+tier = "mock"
+provider = "llamacpp"
+source = "/nowhere/model.gguf"
+context_window = 4096
+input_price = "0"
+output_price = "0"
+[llms.present]
+optional = true
+tier = "mock"
+provider = "mock"
+context_window = 4096
+input_price = "0"
+output_price = "0"
+"""
+
+
+@pytest.mark.skipif(bool(available_gpus()), reason="this machine has a GPU that llama.cpp can use")
+def test_up_leaves_out_what_this_machine_cannot_run_and_says_so(
+    data_dir: Path, port: int, env: Mapping[str, str]
+) -> None:
+    Path(env["HEADRACE_CATALOG"]).write_text(CATALOG + GPU_TIER)
+    with up(data_dir, port, env) as process, client(data_dir, port) as api:
+        output = (data_dir / "output").read_text()
+        assert "the pool gpu is not started: " in output
+        assert "jobs of its tiers (large) wait" in output
+        assert "leaving out absent: optional" in output
+        assert finished(api, api.post("/v1/jobs", json={"prompt": "hi", "model": "present"}).json())["status"] == (
+            "completed"
+        )
+        assert api.post("/v1/jobs", json={"prompt": "hi", "model": "absent"}).json()["code"] == "model_not_found"
+        waiting = api.post("/v1/jobs", json={"prompt": "hi", "model": "fast"}).json()
+        assert api.get(waiting["status_url"]).json()["status"] == "queued"
+        large = api.get("/health").json()["parts"]["queue:large"]
+        assert large["status"] == "down"
+        assert large["problem"] == "no worker of the pool gpu serves it; its jobs wait"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0

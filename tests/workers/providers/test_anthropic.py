@@ -58,6 +58,7 @@ def test_a_request_is_translated() -> None:
         max_tokens=5,
         temperature=1.7,
         top_p=0.5,
+        top_k=7,
         stop=["END"],
         seed=7,
     )
@@ -68,6 +69,7 @@ def test_a_request_is_translated() -> None:
         "max_tokens": 5,
         "temperature": 1.0,
         "top_p": 0.5,
+        "top_k": 7,
         "stop_sequences": ["END"],
         "stream": True,
     }

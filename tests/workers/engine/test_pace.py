@@ -1,0 +1,56 @@
+"""How a step is divided."""
+
+import pytest
+
+from workers.engine.pace import Pace, share_out
+
+
+@pytest.mark.parametrize(
+    ("room", "wanted", "given"),
+    [
+        (10, [], []),
+        (10, [4], [4]),
+        (10, [40], [10]),
+        (10, [40, 3], [7, 3]),
+        (10, [40, 40], [5, 5]),
+        (10, [40, 2, 2, 40], [5, 2, 2, 1]),
+        (9, [40, 40, 40], [5, 4, 0]),
+        (0, [4], [0]),
+    ],
+)
+def test_a_long_prompt_leaves_half_to_those_behind_it(room: int, wanted: list[int], given: list[int]) -> None:
+    assert share_out(room, wanted) == given
+
+
+def test_nothing_is_held_back_when_nobody_writes() -> None:
+    pace = Pace(512)
+    pace.learn(8, 0, 0.040)
+    pace.learn(0, 100, 0.300)
+    assert pace.prompt_tokens(writing=0, reading=1) == 512
+
+
+def test_a_step_beside_writers_stays_under_twice_their_own() -> None:
+    pace = Pace(512)
+    pace.learn(8, 0, 0.040)
+    pace.learn(0, 100, 0.300)
+    tokens = pace.prompt_tokens(writing=8, reading=1)
+    assert 0.020 < tokens * 0.003 < 0.040
+
+
+def test_many_readers_are_not_held_up_by_few_writers() -> None:
+    pace = Pace(512)
+    pace.learn(1, 0, 0.010)
+    pace.learn(0, 100, 0.300)
+    assert pace.prompt_tokens(writing=1, reading=15) == 511
+    assert pace.prompt_tokens(writing=1, reading=1) == 8
+
+
+def test_what_a_prompt_token_costs_is_learnt_beside_writers_too() -> None:
+    pace = Pace(512)
+    pace.learn(8, 0, 0.040)
+    for _ in range(30):
+        pace.learn(8, 10, 0.140)
+    assert pace.prompt_tokens(writing=8, reading=1) == 8
+    for _ in range(30):
+        pace.learn(8, 10, 0.041)
+    assert pace.prompt_tokens(writing=8, reading=1) > 100

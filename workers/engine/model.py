@@ -1,0 +1,145 @@
+"""One GGUF file in memory: its weights, its vocabulary and its chat template."""
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from llama_cpp import llama_cpp as llama
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from workers.engine import native
+from workers.engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from workers.engine.gpu import GpuOptions
+
+_MOST_PIECE_BYTES = 512
+_BYTES_PER_VALUE = 2  # the KV cache is f16
+
+Messages = list[dict[str, str]]
+
+
+class Model:
+    """A loaded model; the weights are mapped from the file, so that processes share them.
+
+    Reading the vocabulary changes nothing: any thread may tokenize while the engine computes.
+    """
+
+    def __init__(self, path: Path, handle: Any, chat_template: str | None = None) -> None:  # Any: a C pointer
+        self.path = path
+        self.handle = handle
+        self.vocab = llama.llama_model_get_vocab(handle)
+        self.vocabulary: int = llama.llama_vocab_n_tokens(self.vocab)
+        self.context_trained: int = llama.llama_model_n_ctx_train(handle)
+        self.size_bytes: int = llama.llama_model_size(handle)
+        self.recurrent = llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+        self._formatter = self._make_formatter(chat_template)
+
+    @classmethod
+    def load(cls, path: Path, gpu: "GpuOptions | None" = None, chat_template: str | None = None) -> "Model":
+        """Load a file; seconds for a large one. ``chat_template`` takes the place of its own.
+
+        Raises ModelError.
+        """
+        params = llama.llama_model_default_params()
+        params.load_mode = llama.LLAMA_LOAD_MODE_MMAP
+        # Repacked weights are faster in long prompts only, and are a copy: processes would no longer share them.
+        params.use_extra_bufts = False
+        params.n_gpu_layers = 0
+        if gpu is not None:
+            gpu.apply_to_model(params)
+        native.initialize()
+        native.native_log.forget()
+        handle = llama.llama_model_load_from_file(bytes(path), params)
+        if not handle:
+            reason = native.native_log.errors() or "llama.cpp gives no reason"
+            raise ModelError(f"{path.name} cannot be loaded: {reason}")
+        try:
+            return cls(path, handle, chat_template)
+        except ModelError:
+            llama.llama_model_free(handle)
+            raise
+
+    def close(self) -> None:
+        """Free the weights; contexts on them must be gone."""
+        llama.llama_model_free(self.handle)
+
+    @property
+    def bytes_per_cell(self) -> int:
+        """What one token takes in the KV cache, in bytes."""
+        heads = llama.llama_model_n_head_kv(self.handle)
+        return int(llama.llama_model_n_layer(self.handle) * heads * self._values_per_head() * _BYTES_PER_VALUE)
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """A conversation as tokens, by the model's own chat template.
+
+        Raises ValueError when the template refuses it.
+        """
+        try:
+            formatted = self._formatter(messages=messages)  # type: ignore[arg-type]  # its TypedDicts
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the model's chat template refuses the messages: {error}") from error
+        return self.tokenize(formatted.prompt, special=True)
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """A text's tokens; ``special`` recognises control tokens in it, and adds none."""
+        encoded = text.encode()
+        room = len(encoded) + 2
+        while True:
+            tokens = (llama.llama_token * room)()
+            count = llama.llama_tokenize(self.vocab, encoded, len(encoded), tokens, room, False, special)
+            if count >= 0:
+                return tokens[:count]
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes; none for a control token."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._read_piece(token, special=False)
+        return known
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(native.vocab_is_eog(self.vocab, token))
+        return known
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata."""
+        room = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, room)
+            if length < room:
+                return None if length < 0 else buffer.value.decode(errors="replace")
+            room = length + 1
+
+    def _read_piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(_MOST_PIECE_BYTES)
+        length = native.token_to_piece(self.vocab, token, buffer, _MOST_PIECE_BYTES, 0, special)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = native.token_to_piece(self.vocab, token, buffer, -length, 0, special)
+        return buffer.raw[:length]
+
+    def _values_per_head(self) -> int:
+        architecture = self.metadata("general.architecture")
+        usual = llama.llama_model_n_embd(self.handle) // max(1, llama.llama_model_n_head(self.handle))
+        lengths = (self.metadata(f"{architecture}.attention.{part}_length") for part in ("key", "value"))
+        return sum(int(length) if length else usual for length in lengths)
+
+    def _make_formatter(self, substitute: str | None) -> Jinja2ChatFormatter:
+        template = substitute or self.metadata("tokenizer.chat_template")
+        if template is None:
+            raise ModelError(f"{self.path.name} has no chat template; the catalogue may give it a `chat_template`")
+        begin, end = llama.llama_vocab_bos(self.vocab), llama.llama_vocab_eos(self.vocab)
+        names = [self._read_piece(token, special=True).decode() if token >= 0 else "" for token in (begin, end)]
+        try:
+            return Jinja2ChatFormatter(template=template, bos_token=names[0], eos_token=names[1])
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the chat template of {self.path.name} is not valid: {error}") from error

@@ -1,0 +1,165 @@
+"""Choosing the next token of one sequence, by llama.cpp's samplers."""
+
+import ctypes
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp as llama
+
+from models.errors import FailureCode
+from workers.engine import native
+from workers.engine.errors import EngineError
+from workers.engine.model import Model
+
+_PENALTY_WINDOW = 64
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+_SEEDS = 2**32
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens; temperature 0 takes the likeliest, a ``top_k`` of 0 all of them."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    seed: int | None = None
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+    @property
+    def penalizes(self) -> bool:
+        return self.repeat_penalty != 1.0 or bool(self.frequency_penalty or self.presence_penalty)
+
+
+USUAL = Sampling()
+GREEDY = Sampling(temperature=0.0)
+
+
+class Candidates:
+    """Every token of the vocabulary with its logit, as llama.cpp's samplers take them; one per engine."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._ids = np.arange(vocabulary, dtype=np.int32)
+        self._all = np.zeros(vocabulary, dtype=_CANDIDATE)
+        self._one = np.zeros(1, dtype=_CANDIDATE)
+
+    def fill(self, logits: Logits) -> llama.llama_token_data_array:
+        """All of them, as a step computed them."""
+        self._all["id"], self._all["logit"] = self._ids, logits
+        return _as_native(self._all)
+
+    def only(self, token: int) -> llama.llama_token_data_array:
+        """One of them."""
+        self._one[0] = (token, 1.0, 0.0)
+        return _as_native(self._one)
+
+    @property
+    def only_is_allowed(self) -> bool:
+        """Whether the one survived the sampler that was applied to it."""
+        return bool(np.isfinite(self._one["logit"][0]))
+
+    @property
+    def likeliest(self) -> int:
+        """The likeliest of all, as a sampler that only forbids has left them."""
+        return int(self._all["logit"].argmax())
+
+    @property
+    def any_is_allowed(self) -> bool:
+        """Whether any survived."""
+        return bool(np.isfinite(self._all["logit"]).any())
+
+
+class Sampler:
+    """The samplers of one sequence; :meth:`close` frees them.
+
+    Raises EngineError when the grammar is none.
+    """
+
+    def __init__(self, model: Model, sampling: Sampling, grammar: str | None) -> None:
+        self._chain = None if sampling == GREEDY else _chain(model, sampling)
+        self._grammar: Any = None  # Any: C's pointer to a sampler
+        self._penalizes = sampling.penalizes
+        if grammar is not None:
+            self._grammar = llama.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root") or None
+            if self._grammar is None:
+                self.close()
+                raise EngineError(FailureCode.PROVIDER_REJECTED, "the grammar is not valid for llama.cpp")
+
+    def choose(self, logits: Logits, candidates: Candidates) -> int | None:
+        """The next token; None when the grammar leaves none.
+
+        The grammar is asked about the chosen token first, and about the whole vocabulary only if it refuses.
+        """
+        token = self._choose(logits, candidates)
+        if self._grammar is None:
+            return token
+        array = candidates.only(token)
+        native.sampler_apply(self._grammar, ctypes.byref(array))
+        if candidates.only_is_allowed:
+            return token
+        array = candidates.fill(logits)
+        native.sampler_apply(self._grammar, ctypes.byref(array))
+        return self._pick(array, candidates) if candidates.any_is_allowed else None
+
+    def accept(self, token: int) -> None:
+        """Note the token that follows."""
+        if self._grammar is not None:
+            native.sampler_accept(self._grammar, token)
+        if self._penalizes:
+            native.sampler_accept(self._chain, token)
+
+    def close(self) -> None:
+        """Free the samplers."""
+        for sampler in (self._chain, self._grammar):
+            if sampler is not None:
+                native.sampler_free(sampler)
+        self._chain = self._grammar = None
+
+    def _choose(self, logits: Logits, candidates: Candidates) -> int:
+        if self._chain is None:
+            return int(logits.argmax())
+        return self._pick(candidates.fill(logits), candidates)
+
+    def _pick(self, array: llama.llama_token_data_array, candidates: Candidates) -> int:
+        if self._chain is None:
+            return candidates.likeliest
+        native.sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+
+def _chain(model: Model, sampling: Sampling) -> Any:  # Any: C's pointer to a sampler
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    for sampler in _samplers(model, sampling):
+        llama.llama_sampler_chain_add(chain, sampler)
+    return chain
+
+
+def _samplers(model: Model, sampling: Sampling) -> list[Any]:
+    """In the order of llama.cpp's own tools."""
+    made: list[Any] = []
+    if sampling.penalizes:
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        made.append(llama.llama_sampler_init_penalties(model.vocabulary, _PENALTY_WINDOW, *penalties))
+    if sampling.temperature <= 0:
+        return [*made, llama.llama_sampler_init_greedy()]
+    seed = random.getrandbits(32) if sampling.seed is None else sampling.seed % _SEEDS
+    if sampling.top_k > 0:
+        made.append(llama.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.top_p < 1:
+        made.append(llama.llama_sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0:
+        made.append(llama.llama_sampler_init_min_p(sampling.min_p, 1))
+    return [*made, llama.llama_sampler_init_temp(sampling.temperature), llama.llama_sampler_init_dist(seed)]
+
+
+def _as_native(candidates: npt.NDArray[np.void]) -> llama.llama_token_data_array:
+    data = ctypes.cast(candidates.ctypes.data, llama.llama_token_data_p)
+    return llama.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
