@@ -24,8 +24,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LLAMA_LOCK = REPOSITORY / "requirements" / "llama.lock"
 BUILD_LOCK = REPOSITORY / "requirements" / "build.lock"
 
-# Native flags bind the wheel to the CPU that built it, and its code crashed on one with AMX; AVX2 stays on.
+# Not GGML_NATIVE: it turns on whatever the CPU has, and its code crashed on one with AMX.
 PORTABLE = "-DGGML_NATIVE=OFF"
+
+# What else is worth having, by the names that Linux gives the CPU's features; AVX2 is on anyway.
+INSTRUCTIONS = {
+    "GGML_AVX512": {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"},
+    "GGML_AVX512_VBMI": {"avx512f", "avx512vbmi"},
+    "GGML_AVX512_VNNI": {"avx512f", "avx512_vnni"},
+    "GGML_AVX_VNNI": {"avx_vnni"},
+}
+CPU_INFO = Path("/proc/cpuinfo")
 
 _COMPILERS = {"C": ("CC", "cc", "gcc", "clang"), "C++": ("CXX", "c++", "g++", "clang++")}
 _NINJA_STEP = re.compile(r"\[\d+/\d+\]")
@@ -41,12 +50,22 @@ def ensure_wheel(*, rebuild: bool = False) -> Path:
 
     Raises BuildError when there is no compiler, and CommandError when the build fails.
     """
-    flags = f"{PORTABLE} {os.environ.get('CMAKE_ARGS', '')}".strip()
+    flags = " ".join([PORTABLE, *instructions(os.environ), os.environ.get("CMAKE_ARGS", "")]).strip()
     home = _cache(os.environ) / _key(flags)
     home.mkdir(exist_ok=True)
     with _exclusive(home / "lock"):
         wheel = None if rebuild else _intact_wheel(home)
         return wheel or _build(home, flags)
+
+
+def instructions(environment: Mapping[str, str], cpu_info: Path = CPU_INFO) -> list[str]:
+    """CMake's flags for what this CPU can do beyond AVX2; none if ``HEADRACE_PORTABLE_BUILD`` is set, for images that
+    run elsewhere, or where the CPU does not say."""
+    if environment.get("HEADRACE_PORTABLE_BUILD") or not cpu_info.exists():
+        return []
+    found = re.search(r"^flags\s*:(.*)$", cpu_info.read_text(errors="replace"), re.MULTILINE)
+    features = set(found[1].split()) if found else set()
+    return [f"-D{flag}=ON" for flag, needed in INSTRUCTIONS.items() if needed <= features]
 
 
 def _key(flags: str) -> str:

@@ -34,6 +34,9 @@ log = structlog.get_logger()
 _WORTH_WAITING = 32
 """The tokens of a shared beginning for which an order waits until another has computed them."""
 
+_JUST_BEGUN = 4
+"""A sequence that has written so few tokens may be held up by the prompts that came with it."""
+
 _KEPT_PER_SEQUENCE = 64
 """Of finished sequences so many cells are kept, times the parallel sequences."""
 
@@ -236,7 +239,8 @@ class Engine:
         reading = [running for running in self._running if running.reads]
         parts = [_Part(running, 1) for running in writing]
         if reading:
-            room = self._pace.prompt_tokens(len(writing), len(reading))
+            under_way = any(running.ticket.output_tokens > _JUST_BEGUN for running in writing)
+            room = self._pace.prompt_tokens(len(writing), len(reading), under_way=under_way)
             portions = share_out(room, [running.prompt_length - running.computed for running in reading])
             parts += [_Part(running, count) for running, count in zip(reading, portions, strict=True) if count]
         return parts

@@ -31,12 +31,16 @@ class Pace:
         if rest_s > 0 and (prompt_tokens >= _SMALLEST or self._per_token_s is None):
             self._per_token_s = _blend(self._per_token_s, rest_s / prompt_tokens)
 
-    def prompt_tokens(self, writing: int, reading: int) -> int:
+    def prompt_tokens(self, writing: int, reading: int, *, under_way: bool = True) -> int:
         """The most prompt tokens for the next step, with ``writing`` sequences that write and ``reading`` that
-        are in their prompts. The more of them read than write, the longer the writers are made to wait."""
+        are in their prompts. The more of them read than write, the longer the writers are made to wait.
+
+        Those that arrived together with the readers, and have only just begun (nobody is ``under_way``), wait for
+        them: all then write together, which takes the least time for all.
+        """
         room = self._batch - writing
         own_s = self._own_s(writing)
-        if not writing or own_s is None or self._per_token_s is None:
+        if not writing or not under_way or own_s is None or self._per_token_s is None:
             return room
         allowed_s = own_s * _LESS * max(1.0, reading / writing) ** 2
         return max(min(_SMALLEST, room), min(room, int(allowed_s / self._per_token_s)))

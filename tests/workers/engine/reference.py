@@ -34,9 +34,10 @@ Form = Callable[[Tokens, Tokens], Logits]
 
 WINDOW = 1024
 _BATCH = 512
-_COMPANIONS = 7
+_COMPANIONS = 4
 _COMPANION_LENGTH = 120
 _PIECE = 24
+_LAST = 2
 _SYSTEMS = (
     "",
     "You are a careful editor. Answer in one short sentence, in plain words, and never repeat the question. ",
@@ -112,9 +113,10 @@ class Plain:
         return self._by_context(_as_answered(prompt, answer))
 
     def _in_company(self, appetite: int, prompt: Tokens, answer: Tokens) -> Logits:
-        """Others read 16 tokens each beside every portion of the prompt, and ``appetite`` beside the answer's."""
-        pieces = _pieces(prompt)
-        return self._by_context([*pieces, *_one_by_one((), answer)], [16] * len(pieces) + [appetite] * len(answer))
+        """Others read 16 tokens each beside every portion of the prompt, ``appetite`` beside the last of the answer."""
+        pieces, first, last = _pieces(prompt), answer[:-_LAST], answer[-_LAST:]
+        appetites = [16] * len(pieces) + [1] * len(first) + [appetite] * len(last)
+        return self._by_context([*pieces, *_one_by_one((), answer)], appetites)
 
     def _by_context(self, portions: Sequence[Tokens], appetites: Sequence[int] = ()) -> Logits:
         """Each portion in a batch of its own, where each companion reads so many tokens too."""

@@ -126,11 +126,12 @@ class Storm:
             thread.join()
 
     def leaks(self) -> list[str]:
-        """What the engine still holds once nothing runs and nothing is kept; looks underneath on purpose."""
+        """What the engine still holds once nothing runs and nothing is kept, and steps that failed, as none should for
+        want of a cell; looks underneath on purpose."""
         self.engine.forget()
         stats = self.engine.stats
         left = {name: getattr(stats, name) for name in ("cells_used", "sequences_running", "sequences_kept")}
-        left |= {"orders_waiting": stats.orders_waiting, "jobs": self.engine.jobs}
+        left |= {"orders_waiting": stats.orders_waiting, "jobs": self.engine.jobs, "steps failed": stats.failed_steps}
         context = self.engine._context
         left |= {f"tokens of sequence {slot}": context.length(slot) for slot in range(2 * PARALLEL)}
         return [f"{name} = {value}" for name, value in left.items() if value]

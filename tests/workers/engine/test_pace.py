@@ -43,6 +43,7 @@ def test_many_readers_are_not_held_up_by_few_writers() -> None:
     pace.learn(0, 100, 0.300)
     assert pace.prompt_tokens(writing=1, reading=15) == 511
     assert pace.prompt_tokens(writing=1, reading=1) == 8
+    assert pace.prompt_tokens(writing=1, reading=1, under_way=False) == 511
 
 
 def test_what_a_prompt_token_costs_is_learnt_beside_writers_too() -> None:
