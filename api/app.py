@@ -9,6 +9,9 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from api.auth import Authenticator
+from api.batches.clerks import Clerks
+from api.batches.turns import Uploads
+from api.batches.validators import Validators
 from api.counters import Counters
 from api.deps import Services
 from api.edge import Edge, Traffic
@@ -16,12 +19,26 @@ from api.errors import install_error_handlers
 from api.health import Health
 from api.openapi import DocumentedApp
 from api.ratelimits import RateLimiter
-from api.routes import budgets, docs, health, jobs, usage
+from api.routes import (
+    batch_results,
+    batches,
+    budgets,
+    docs,
+    files,
+    health,
+    jobs,
+    models,
+    openai,
+    openai_batches,
+    uploads,
+    usage,
+)
 from api.settings import ApiSettings
 from api.submission import Submitter
+from api.textfeeds import TextFeeds
 from api.vitals import VitalSigns
 from api.waiting import Waiters
-from models.catalog import load_catalog
+from models.catalog import SHIPPED, load_catalog
 from models.database import create_engine
 from models.shared import Shared
 from models.telemetry import configure_logging
@@ -61,33 +78,54 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.add_middleware(Edge, traffic=traffic)
     install_error_handlers(app)
     jobs.install_submission(app)
-    for router in (jobs.router, health.router, budgets.router, usage.router):
-        app.include_router(router)
+    for module in (
+        jobs,
+        health,
+        budgets,
+        usage,
+        models,
+        files,
+        openai,
+        batch_results,
+        openai_batches,
+        batches,
+        uploads,
+    ):
+        app.include_router(module.router)
     docs.install_docs(app)
     return app
 
 
 @contextlib.asynccontextmanager
 async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Services]:
-    catalog = load_catalog(settings.catalog)
+    catalog = load_catalog(settings.catalog, settings.optional_llms)
     engine = create_engine(settings.database_url, name="api", pool_size=settings.api_pool_size)
     wakeups = Wakeups(settings.redis_url)
     waiters = Waiters(engine, wakeups)
+    feeds = TextFeeds(settings.redis_url)
+    clerks = Clerks()
     shared = Shared(settings.redis_url)
     vitals = VitalSigns(engine, shared, catalog)
     counters = Counters(settings.redis_url, timeout_s=settings.rate_limit_timeout_s)
     submitter = Submitter(engine, wakeups, group_limit=settings.submit_group_limit, retry_s=settings.submit_retry_s)
-    background = [asyncio.create_task(duty) for duty in (waiters.listen(), waiters.sweep(), vitals.watch())]
+    validators = Validators(settings, engine, wakeups, catalog, vitals)
+    duties = (waiters.listen(), waiters.sweep(), vitals.watch(), feeds.listen(), validators.watch())
+    background = [asyncio.create_task(duty) for duty in duties]
     try:
         yield Services(
             settings=settings,
             engine=engine,
             wakeups=wakeups,
             catalog=catalog,
+            catalog_changed_at=int((settings.catalog or SHIPPED).stat().st_mtime),
             authenticator=Authenticator(engine, cache_s=settings.api_key_cache_s),
             limiter=RateLimiter(catalog.plans, counters),
             submitter=submitter,
             waiters=waiters,
+            feeds=feeds,
+            validators=validators,
+            uploads=Uploads(),
+            clerks=clerks,
             vitals=vitals,
             health=Health(engine, wakeups, catalog, vitals),
             traffic=traffic,
@@ -96,6 +134,8 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await clerks.close()
+        await validators.close()
         await shared.close()
         await counters.close()
         await wakeups.close()

@@ -9,16 +9,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
 from api.auth import Authenticator, Caller
+from api.batches.clerks import Clerks
+from api.batches.turns import Uploads
+from api.batches.validators import Validators
 from api.edge import Traffic
 from api.health import Health
 from api.ratelimits import RateLimiter
 from api.settings import ApiSettings
 from api.submission import Submitter
+from api.textfeeds import TextFeeds
 from api.vitals import VitalSigns
 from api.waiting import Waiters
 from models.catalog import Catalog
 from models.errors import NotFound
-from models.ids import BUDGET, JOB, from_wire
+from models.ids import BATCH, BUDGET, FILE, JOB, from_wire
 from models.wakeups import Wakeups
 
 
@@ -30,10 +34,15 @@ class Services:
     engine: AsyncEngine
     wakeups: Wakeups
     catalog: Catalog
+    catalog_changed_at: int
     authenticator: Authenticator
     limiter: RateLimiter
     submitter: Submitter
     waiters: Waiters
+    feeds: TextFeeds
+    validators: Validators
+    uploads: Uploads
+    clerks: Clerks
     vitals: VitalSigns
     health: Health
     traffic: Traffic
@@ -73,3 +82,23 @@ def _budget_id(budget_id: Annotated[str, Path(description="A budget's id.", exam
 
 
 BudgetId = Annotated[UUID, Depends(_budget_id)]
+
+
+def _file_id(file_id: Annotated[str, Path(description="A file's id.", examples=["file-..."])]) -> UUID:
+    parsed = from_wire(FILE, file_id)
+    if parsed is None:
+        raise NotFound("There is no such file.")
+    return parsed
+
+
+FileId = Annotated[UUID, Depends(_file_id)]
+
+
+def _batch_id(batch_id: Annotated[str, Path(description="A batch's id.", examples=["batch_..."])]) -> UUID:
+    parsed = from_wire(BATCH, batch_id)
+    if parsed is None:
+        raise NotFound("There is no such batch.")
+    return parsed
+
+
+BatchId = Annotated[UUID, Depends(_batch_id)]

@@ -43,19 +43,23 @@ def problem_response(
     members: Mapping[str, object] | None = None,
 ) -> Response:
     """A problem document with the contract's members and an error's own; ``problems`` become ``errors``."""
-    openai_type = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     document: dict[str, Any] = {  # Any: JSON
         "type": f"urn:headrace:error:{code}",
         "title": title,
         "status": status,
         "detail": detail,
         "code": code,
-        "error": {"message": detail, "type": openai_type, "code": code, "param": param},
+        "error": {"message": detail, "type": openai_type(status), "code": code, "param": param},
         **(members or {}),
     }
     if problems:
-        document["errors"] = [{"field": problem.field, "message": problem.message} for problem in problems]
+        document["errors"] = [_entry(problem) for problem in problems]
     return Response(orjson.dumps(document), status, headers, MEDIA_TYPE)
+
+
+def openai_type(status: int) -> str:
+    """What OpenAI calls the kind of an error with this status."""
+    return _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
 def validation_failed(errors: Sequence[Mapping[str, Any]]) -> ValidationFailed:
@@ -132,6 +136,11 @@ def unexpected_response() -> Response:
     return problem_response(
         500, "internal", "Something went wrong here", "The request failed; the error has been logged."
     )
+
+
+def _entry(problem: FieldProblem) -> dict[str, str | int]:
+    entry: dict[str, str | int] = {"field": problem.field, "message": problem.message}
+    return entry if problem.line is None else {**entry, "line": problem.line}
 
 
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:

@@ -87,8 +87,17 @@ class Health:
                 if process["role"] == "worker" and queue in process["queues"]
             ]
             capacity = sum(worker["capacity"] for worker in workers)
-            parts[f"queue:{queue}"] = {"status": "ok" if capacity else "down", "capacity": capacity}
+            part = {"status": "ok", "capacity": capacity} if capacity else self._unserved(queue, snapshot)
+            parts[f"queue:{queue}"] = part
         return Report(parts | self._llms())
+
+    def _unserved(self, queue: str, snapshot: Snapshot | None) -> Part:
+        """A queue without workers, the pool that should bring them, and how many jobs wait for it."""
+        pools = sorted({tier.pool for tier in self._catalog.tiers.values() if tier.queue == queue})
+        rows = [row for row in (snapshot.backlog if snapshot else ()) if row["queue"] == queue]
+        waiting = sum(row["waiting"] + row["published"] for row in rows)
+        problem = f"no worker of the pool {' or '.join(pools)} serves it; its jobs wait"
+        return {"status": "down", "capacity": 0, "waiting": waiting, "problem": problem}
 
     def _llms(self) -> dict[str, Part]:
         """Each LLM with its circuit breaker: ``down`` unless that is closed; nothing when Redis does not say."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from models.ids import JOB, to_wire
+from models.ids import BATCH, JOB, to_wire
 from models.lifecycle import TERMINAL, JobStatus
 from models.pricing import Usage, as_wire
 
@@ -46,7 +46,7 @@ def job_resource(row: Row, now: datetime | None = None) -> Resource:
         "usage": usage.as_wire() if finished or usage.total_tokens else None,
         "cost_usd": as_wire(row["cost_usd"]),
         "attempts": [_attempt_resource(attempt) for attempt in row["attempts"] or ()],
-        "batch_id": None,
+        "batch_id": None if row["batch_id"] is None else to_wire(BATCH, row["batch_id"]),
         "conversation_id": None,
         "user": row["end_user"],
         "team": row["team"],

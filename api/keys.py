@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.local.errors import LocalError
 from models import account
-from models.catalog import load_catalog
+from models.catalog import read_catalog
 from models.database import create_engine, fetch_all
 from models.errors import ConfigurationError
 from models.settings import CatalogSettings
@@ -80,7 +80,7 @@ def _known_plan(plan: str | None) -> str | None:
     if plan is None or plan == NO_PLAN:
         return None
     try:
-        plans = load_catalog(CatalogSettings().catalog).plans
+        plans = read_catalog(CatalogSettings().catalog).plans
     except ConfigurationError as error:
         raise LocalError(str(error)) from error
     if plan not in plans:

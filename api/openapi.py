@@ -6,6 +6,17 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api.batches.schemas import BatchEstimate, BatchList, BatchResource
+from api.openai_schemas import (
+    BatchRequest,
+    ChatCompletion,
+    ChatRequest,
+    EmbeddingList,
+    EmbeddingRequest,
+    FileDeleted,
+    FileList,
+    FileResource,
+)
 from api.schemas import (
     BudgetList,
     BudgetRequest,
@@ -14,6 +25,8 @@ from api.schemas import (
     JobList,
     JobRequest,
     JobResource,
+    ModelList,
+    ModelResource,
     Problem,
     UsageReport,
 )
@@ -21,8 +34,11 @@ from api.schemas import (
 Document = dict[str, Any]  # Any: JSON
 
 _REF = "#/components/schemas/{model}"
-_READ: tuple[type[BaseModel], ...] = (JobRequest, BudgetRequest)
+_READ: tuple[type[BaseModel], ...] = (JobRequest, BudgetRequest, BatchRequest, ChatRequest, EmbeddingRequest)
 _WRITTEN: tuple[type[BaseModel], ...] = (
+    BatchResource,
+    BatchList,
+    BatchEstimate,
     JobResource,
     JobList,
     Problem,
@@ -30,19 +46,29 @@ _WRITTEN: tuple[type[BaseModel], ...] = (
     BudgetResource,
     BudgetList,
     UsageReport,
+    ModelResource,
+    ModelList,
+    FileResource,
+    FileList,
+    FileDeleted,
+    ChatCompletion,
+    EmbeddingList,
 )
 _PUBLIC = ("/livez", "/readyz", "/health", "/metrics")
 
 _REFUSALS = {
+    400: "The LLM's provider refuses the request: `provider_rejected`, `context_length_exceeded`, `content_filtered`.",
     401: "The API key is missing, unknown or revoked: `invalid_api_key`.",
     402: "The job does not fit a budget that covers it: `budget_exceeded`.",
     404: "There is no such resource, or it is another tenant's: `not_found`, `model_not_found`.",
-    409: "The job has already finished: `job_finished`.",
+    409: "The state does not allow it: `job_finished`, `batch_finished`, `batch_busy`, `batch_nothing_to_retry`.",
     413: "The body is too large: `payload_too_large`.",
     415: "The body is not JSON: `unsupported_media_type`.",
     422: "The request cannot be accepted: `validation_failed`, `idempotency_mismatch`,"
     " `context_length_exceeded`, `cost_cap_exceeded`, `callback_url_refused`.",
     429: "The API key has used up what its plan allows for now: `rate_limited`.",
+    502: "The LLM's provider cannot be used: `connection`, `provider_auth`.",
+    504: "The job goes on, the wait is over: `wait_timeout`; or it ran out of time: `timeout`, `expired`.",
     503: "Postgres is away; nothing was recorded unless `detail` says otherwise: `unavailable`.",
 }
 

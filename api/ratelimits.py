@@ -76,6 +76,8 @@ async def submit_within_limits(
 
 def worst_tokens(request: Mapping[str, Any]) -> int:  # Any: JSON
     """The most tokens that a job's request may use, prompt and answer together."""
+    if "input" in request:
+        return most_tokens(request["input"])
     texts = [message["content"] for message in request["messages"]]
     if "response_format" in request:
         texts.append(dump_json(request["response_format"]))

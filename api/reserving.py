@@ -131,14 +131,14 @@ class Recorder:
             await asyncio.sleep(_RETRY_PAUSE_S)
 
 
-def budget_exceeded(refusal: Refusal) -> BudgetExceeded:
-    """The error that names the budget, what is left of it and what the job asked."""
+def budget_exceeded(refusal: Refusal, kind: str = "job") -> BudgetExceeded:
+    """The error that names the budget, what is left of it and what the job, or another ``kind``, asked."""
     budget = refusal.balance
     whose = "the tenant" if budget.subject is None else f"{budget.scope} {budget.subject!r}"
     period = {"day": "today", "month": "this month"}.get(budget.window, "in total")
     resets_at = None if budget.resets_at is None else timestamp(budget.resets_at)
     return BudgetExceeded(
-        f"The job may cost {as_wire(refusal.asked_usd)} USD; the budget of {whose} has"
+        f"The {kind} may cost {as_wire(refusal.asked_usd)} USD; the budget of {whose} has"
         f" {as_wire(max(refusal.left_usd, _NOTHING))} USD left of {as_wire(budget.limit_usd)} {period}.",
         members={
             "budget": {

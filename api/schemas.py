@@ -133,6 +133,10 @@ class JobRequest(_Strict):
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=2**31 - 1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Not known to every provider.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Not known to every provider.")
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]] | None,
         Field(min_length=1, max_length=4),
@@ -277,9 +281,10 @@ class UsageResource(BaseModel):
 
 
 class ResultResource(BaseModel):
-    text: str
-    finish_reason: str
+    text: str | None = None
+    finish_reason: str | None = None
     model: str
+    embeddings: list[list[float] | str] | None = Field(default=None, description="Of a job of kind `embedding`.")
     degraded: bool = Field(default=False, description="A stored answer, for want of an LLM's.")
 
 
@@ -323,7 +328,7 @@ class JobResource(BaseModel):
 
     id: str = Field(examples=["job_0198c0ffee0070008000000000000000"])
     object: Literal["job"]
-    kind: Literal["generation"]
+    kind: Literal["generation", "embedding"]
     status: Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
     progress: float
     status_url: str
@@ -361,6 +366,7 @@ class JobList(BaseModel):
 class ProblemField(BaseModel):
     field: str
     message: str
+    line: int | None = Field(default=None, description="Of an uploaded file: where the row begins.")
 
 
 class OpenAIError(BaseModel):
@@ -380,6 +386,63 @@ class Problem(BaseModel):
     code: str
     error: OpenAIError
     errors: list[ProblemField] | None = Field(default=None, description="One entry per field that is wrong.")
+
+
+class LoadedResource(BaseModel):
+    """A worker process that has the model in memory."""
+
+    worker: str
+    since: datetime
+    memory_bytes: int = Field(description="Weights, cache and buffers in the machine's memory.")
+    quantization: str = Field(examples=["Q4_1"])
+    jobs: int = Field(description="Those that it runs or that wait there, at its last report.")
+    tokens_per_s: float | None
+
+
+class PricesResource(BaseModel):
+    """USD per million tokens, as decimal strings."""
+
+    input: str
+    output: str
+    cached_input: str | None
+
+
+class MeasuredResource(BaseModel):
+    """What the latest attempts show; null where there were none."""
+
+    tokens_per_s: float | None
+    time_to_first_token_s: float | None
+    latency_s: float | None
+    error_rate: float
+
+
+class ModelResource(BaseModel):
+    """Something that a job's ``model`` may name: an LLM, or what chooses among LLMs. What is not OpenAI's is ours."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="When the catalogue was last changed, in unix seconds.")
+    owned_by: str = Field(description="The provider of an LLM; `headrace` for a tier and for `auto`.")
+    kind: Literal["llm", "tier", "auto"]
+    chooses_from: list[str] | None = Field(default=None, description="The LLMs of a tier, or of `auto`.")
+    tier: str | None = None
+    provider: str | None = None
+    context_window: int | None = None
+    quality: float | None = None
+    prices: PricesResource | None = None
+    fallbacks: list[str] | None = None
+    loaded: list[LoadedResource] | None = Field(default=None, description="Of a local LLM: where it is in memory.")
+    measured: MeasuredResource | None = None
+    breaker: Literal["closed", "open", "half_open"] | None = Field(
+        default=None, description="The circuit breaker; null while Redis is away."
+    )
+
+
+class ModelList(BaseModel):
+    """Everything that a job's ``model`` may name."""
+
+    object: Literal["list"]
+    data: list[ModelResource]
 
 
 class HealthPart(BaseModel):

@@ -11,6 +11,18 @@ class ApiSettings(StoreSettings, CatalogSettings):
     max_body_bytes: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="Larger request bodies are refused with 413."
     )
+    max_upload_mb: int = Field(
+        default=1024, ge=1, le=1024 * 1024, description="Larger uploads are refused with 413, in MiB."
+    )
+    sync_wait_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86_400,
+        description="The longest that a chat completion or embedding is waited for; its job goes on after that.",
+    )
+    max_batch_rows: int = Field(
+        default=5_000_000, ge=1, le=50_000_000, description="Uploaded files with more rows are refused with 422."
+    )
     api_pool_size: int = Field(default=10, ge=2, le=100, description="Postgres connections that one API process keeps.")
     api_key_cache_s: float = Field(
         default=5.0,

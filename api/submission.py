@@ -7,7 +7,7 @@ statement (:mod:`api.reserving`).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -37,14 +37,14 @@ from models.errors import (
 )
 from models.ids import new_id
 from models.job import PRIORITIES, SELECT_JOB, SELECT_JOB_BY_KEY
-from models.pricing import as_wire, worst_case
+from models.pricing import Price, as_wire, worst_case
 from models.reservation import Refusal
 from models.routing import Ask, Route, Router
 from models.tokens import REPAIR_OVERHEAD, fewest_tokens, most_tokens
 from models.wakeups import Wakeups
 
 MAX_KEY_LENGTH = 255
-_SAMPLING = ("temperature", "top_p", "stop", "seed")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "stop", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def plan_job(
     Raises ModelNotFound, ContextLengthExceeded or CostCapExceeded.
     """
     route = (router or Router(catalog)).route(_ask(request))
-    llm_request = _llm_request(request)
+    llm_request = llm_request_of(request)
     _check_fit(request, route, catalog)
     reserved = _worst_case(request, llm_request, route, catalog)
     _check_cost(request, reserved)
@@ -162,11 +162,11 @@ class Submitter:
 
 
 def _ask(request: JobRequest) -> Ask:
-    structured = request.response_format is not None and request.response_format.type != "text"
-    return Ask(request.model, request.fallbacks, _texts(request), request.max_tokens, structured)
+    return Ask(request.model, request.fallbacks, _texts(request), request.max_tokens, is_structured(request))
 
 
-def _llm_request(request: JobRequest) -> JsonObject:
+def llm_request_of(request: JobRequest) -> JsonObject:
+    """What the worker sends to an LLM, as ``jobs.request`` keeps it."""
     wanted: JsonObject = {"messages": request.chat(), "max_tokens": request.max_tokens}
     for name in _SAMPLING:
         if (value := getattr(request, name)) is not None:
@@ -193,23 +193,36 @@ def _check_fit(request: JobRequest, route: Route, catalog: Catalog) -> None:
         )
 
 
-def _worst_case(request: JobRequest, llm_request: JsonObject, route: Route, catalog: Catalog) -> Decimal:
-    """The most that one attempt can cost, whichever LLM of the route makes it until the job expires.
-
-    An answer in a form (``response_format``) may take a second call, which shows the LLM its first answer.
-    """
+def _worst_case(request: JobRequest, wanted: JsonObject, route: Route, catalog: Catalog) -> Decimal:
+    """The most that one attempt can cost, whichever LLM of the route makes it until the job expires."""
     texts = _texts(request)
-    structured = request.response_format is not None and request.response_format.type != "text"
-    if structured:
-        texts.append(dump_json(llm_request["response_format"]))
+    if structured := is_structured(request):
+        texts.append(dump_json(wanted["response_format"]))
+    prices = prices_of(route, catalog, request.expires_in)
+    return worst_answer(most_tokens(texts), request.max_tokens, prices, structured=structured)
+
+
+def prices_of(route: Route, catalog: Catalog, seconds: float) -> list[Price]:
+    """Every price that applies to some LLM of a route from now until so many seconds later."""
     now = datetime.now(UTC)
-    end = now + timedelta(seconds=request.expires_in)
-    prices = [price for name in route.llms for price in catalog.llms[name].tariff.between(now, end)]
-    prompt_tokens = most_tokens(texts)
+    end = now + timedelta(seconds=seconds)
+    return [price for name in route.llms for price in catalog.llms[name].tariff.between(now, end)]
+
+
+def worst_answer(prompt_tokens: int, max_tokens: int, prices: Iterable[Price], *, structured: bool) -> Decimal:
+    """The most that an answer can cost, in USD.
+
+    One in a form (``response_format``) may take a second call, which shows the LLM its first answer.
+    """
     if structured:
-        repaired = 2 * prompt_tokens + request.max_tokens + REPAIR_OVERHEAD
-        return worst_case(repaired, 2 * request.max_tokens, prices)
-    return worst_case(prompt_tokens, request.max_tokens, prices)
+        repaired = 2 * prompt_tokens + max_tokens + REPAIR_OVERHEAD
+        return worst_case(repaired, 2 * max_tokens, prices)
+    return worst_case(prompt_tokens, max_tokens, prices)
+
+
+def is_structured(request: JobRequest) -> bool:
+    """Whether the answer must have a form."""
+    return request.response_format is not None and request.response_format.type != "text"
 
 
 def _check_cost(request: JobRequest, worst: Decimal) -> None:
@@ -238,6 +251,7 @@ def _fresh_row(job: Mapping[str, Any], recorded: RowMapping) -> Row:
         "finished_at": None,
         "result": None,
         "error": None,
+        "batch_id": None,
         "input_tokens": 0,
         "output_tokens": 0,
         "cost_usd": 0,

@@ -80,16 +80,18 @@ class Waiters:
                     future.set_result(None)
 
 
-async def wait_or_disconnect(request: Request, future: asyncio.Future[None], timeout_s: float) -> None:
-    """Wait for a future, a time-out or the caller's hanging up, whichever comes first."""
-    gone = asyncio.create_task(_disconnected(request.receive))
+async def wait_or_disconnect(request: Request, future: asyncio.Future[None], timeout_s: float) -> bool:
+    """Wait for a future, a time-out or the caller's hanging up, whichever comes first; whether it was the last."""
+    gone = asyncio.create_task(disconnected(request.receive))
     try:
         await asyncio.wait({future, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return gone.done() and not future.done()
     finally:
         gone.cancel()
 
 
-async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:
+async def disconnected(receive: Callable[[], Awaitable[object]]) -> None:
+    """Wait until the caller hangs up."""
     while True:
         message = await receive()
         if isinstance(message, dict) and message["type"] == "http.disconnect":

@@ -5,8 +5,10 @@ from sqlalchemy import create_engine, pool, text
 
 import models.account
 import models.attempt
+import models.batch
 import models.budget
 import models.event
+import models.file
 import models.job
 import models.ledger
 import models.process  # noqa: F401 - importing the tables registers them

@@ -11,7 +11,9 @@ from sqlalchemy import ForeignKey, SmallInteger, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId, Usd
+from models.batch import COUNT, count_ended
 from models.budget import MOVED
+from models.errors import FailureCode
 
 
 class Attempt(Base):
@@ -76,6 +78,17 @@ provider. Rows are locked in the order of their ids, so that claims cannot deadl
 not due or expired is left out: a message that comes twice claims nothing.
 """
 
+NO_MONEY = FailureCode.BUDGET_EXCEEDED.value
+
+
+def _ended_as(status: str, condition: str = "true", name: str = "") -> str:
+    """SQL: how many rows of a batch the job of a verdict ``v`` ends with it."""
+    return (
+        f"CASE WHEN v.held AND v.target = '{status}' AND {condition} THEN 1 + coalesce(v.batch_copies, 0) ELSE 0 END"
+        f" AS {name or status}"
+    )
+
+
 FINISH = text(f"""
     WITH done AS (
         SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
@@ -96,7 +109,7 @@ FINISH = text(f"""
         FROM done d WHERE a.id = d.attempt_id AND a.duration_ms IS NULL
         RETURNING a.id
     ), verdict AS (
-        SELECT d.*, j.api_key_id, j.team, j.end_user, j.budget_periods, j.reserved_usd,
+        SELECT d.*, j.api_key_id, j.team, j.end_user, j.budget_periods, j.reserved_usd, j.batch_id, j.batch_copies,
                j.status = 'in_progress' AND j.attempt_id = d.attempt_id AS held,
                CASE WHEN d.status = 'queued' AND j.cancel_requested_at IS NOT NULL THEN 'cancelled'
                     ELSE d.status END AS target
@@ -118,7 +131,13 @@ FINISH = text(f"""
                CASE WHEN v.held AND v.target <> 'queued' THEN v.reserved_usd ELSE 0 END
                + coalesce(v.topped_up_usd, 0) AS released
         FROM verdict v
-    ), moved AS ({MOVED})
+    ), moved AS ({MOVED}), counting AS (
+        SELECT v.batch_id, {_ended_as("completed")}, {_ended_as("failed")}, {_ended_as("cancelled")},
+               {_ended_as("expired")}, {_ended_as("failed", f"v.job_error ->> 'code' = '{NO_MONEY}'", "unpaid")},
+               v.input_tokens, v.output_tokens, coalesce(v.cached_input_tokens, 0) AS cached_input_tokens,
+               coalesce(v.reasoning_tokens, 0) AS reasoning_tokens, v.cost_usd
+        FROM verdict v WHERE v.batch_id IS NOT NULL
+    ), counted AS ({COUNT})
     UPDATE jobs j
     SET input_tokens = j.input_tokens + v.input_tokens, output_tokens = j.output_tokens + v.output_tokens,
         cost_usd = j.cost_usd + v.cost_usd,
@@ -177,10 +196,10 @@ RESCUE = text(f"""
                                   WHEN 'expired' THEN CAST(:expired_error AS jsonb)
                                   ELSE j.error END
         FROM verdict v WHERE j.id = v.id
-        RETURNING j.id, j.status, j.reserved_usd, j.budget_periods
+        RETURNING j.id, j.status, j.reserved_usd, j.budget_periods, j.batch_id, j.batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM taken_back WHERE status <> 'queued'
-    ), moved AS ({MOVED})
+    ), moved AS ({MOVED}), {count_ended("taken_back", "e.status <> 'queued'")}
     SELECT id, status FROM taken_back
 """)
 """Take back the jobs whose worker is gone: to the queue at once the first time, then after a growing
@@ -201,10 +220,10 @@ RELEASE = text(f"""
             dispatched_at = NULL, next_attempt_at = now(), worker_id = NULL, attempt_id = NULL
         FROM unnest(CAST(:attempt_ids AS uuid[])) AS mine(held_attempt)
         WHERE status = 'in_progress' AND attempt_id = held_attempt
-        RETURNING held_attempt, status, reserved_usd, budget_periods
+        RETURNING held_attempt, status, reserved_usd, budget_periods, batch_id, batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM given_back WHERE status = 'cancelled'
-    ), moved AS ({MOVED})
+    ), moved AS ({MOVED}), {count_ended("given_back", "e.status = 'cancelled'")}
     UPDATE attempts a SET outcome = 'released', finished_at = now()
     FROM given_back WHERE a.id = given_back.held_attempt AND a.outcome IS NULL
     RETURNING a.id

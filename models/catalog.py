@@ -124,6 +124,8 @@ class MockBehaviour(_Entry):
     error_rate: float = Field(default=1.0, ge=0, le=1)
     error_calls: int | None = Field(default=None, ge=0, description="Only a process's first calls fail.")
     retry_after_s: float | None = Field(default=None, ge=0)
+    word_s: float = Field(default=0.0, ge=0, description="Before each word of the answer.")
+    breaks_after_words: int | None = Field(default=None, ge=1, description="The answer breaks off after so many.")
     input_tokens: int = Field(default=10, ge=0)
     output_tokens: int = Field(default=10, ge=0)
     record: Path | None = Field(default=None, description="Append each call to this file, for fault tests.")
@@ -191,6 +193,7 @@ class LLM(_Entry):
     retries: int = Field(default=2, ge=0, le=20)
     threads: int | None = Field(default=None, ge=1, description="Compute threads of a local model.")
     engine: EngineConfig = EngineConfig()
+    embeddings: bool = Field(default=False, description="It turns texts into vectors, and does nothing else.")
     chat_template: str | None = Field(default=None, description="Jinja, in place of the model file's own.")
     stop: tuple[str, ...] = Field(default=(), description="Strings that end every answer of a local model.")
     optional: bool = Field(default=False, description="Exists only where `HEADRACE_OPTIONAL_LLMS` names it.")
@@ -215,6 +218,8 @@ class LLM(_Entry):
             raise ValueError(f"provider {self.provider!r} needs `{needed}`")
         if self.provider == "llamacpp" and (self.source is None) == (not self.sources):
             raise ValueError("provider 'llamacpp' needs `source` or `sources`, not both")
+        if self.embeddings and self.provider not in ("openai", "mock"):
+            raise ValueError(f"provider {self.provider!r} has no embeddings")
         if self.api_key_env and self.api_key_file:
             raise ValueError("give `api_key_env` or `api_key_file`, not both")
         return self

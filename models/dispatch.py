@@ -1,7 +1,8 @@
 """What the relay asks of Postgres: which queues have room, whose turn it is, what to publish again.
 
 Fairness is max-min among the tenants of a queue: a free place goes to the tenant that has the fewest jobs in the
-window for its weight. Priority orders the jobs of one tenant; it never moves one tenant before another.
+window for its weight. Priority orders the jobs of one tenant, single jobs (0 to 2) before rows of batches (3 to 5);
+it never moves one tenant before another.
 """
 
 from sqlalchemy import text
@@ -41,7 +42,7 @@ DISPATCH = text("""
         FROM tenant
         JOIN tenants t ON t.id = tenant.tenant_id
         LEFT JOIN published p ON p.tenant_id = t.id
-        CROSS JOIN (VALUES (0), (1), (2)) AS level(priority)
+        CROSS JOIN (VALUES (0), (1), (2), (3), (4), (5)) AS level(priority)
         CROSS JOIN LATERAL (
             SELECT id, priority, next_attempt_at FROM jobs
             WHERE queue = :queue AND tenant_id = t.id AND status = 'queued' AND dispatched_at IS NULL

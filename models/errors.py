@@ -8,6 +8,9 @@
     |-- InsufficientScope        403
     |-- NotFound                 404
     |-- ModelNotFound            404
+    |-- BatchFinished            409
+    |-- BatchBusy                409
+    |-- NothingToRetry           409
     |-- JobFinished              409
     |-- PayloadTooLarge          413
     |-- UnsupportedMediaType     415
@@ -36,10 +39,11 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One thing wrong with one field of a request."""
+    """One thing wrong with one field of a request, or with a line of a file."""
 
     field: str
     message: str
+    line: int | None = None
 
 
 class HeadraceError(Exception):
@@ -86,6 +90,18 @@ class NotFound(HeadraceError):
 
 class ModelNotFound(HeadraceError):
     code, status, title = "model_not_found", 404, "The catalogue has no such model"
+
+
+class BatchFinished(HeadraceError):
+    code, status, title = "batch_finished", 409, "The batch has already ended"
+
+
+class BatchBusy(HeadraceError):
+    code, status, title = "batch_busy", 409, "The batch is in a state that does not allow this"
+
+
+class NothingToRetry(HeadraceError):
+    code, status, title = "batch_nothing_to_retry", 409, "No row of the batch ended in a way that was asked for"
 
 
 class JobFinished(HeadraceError):
@@ -187,3 +203,21 @@ class JobFailure:
     def as_wire(self) -> dict[str, str | bool]:
         """``{"code", "message", "retryable"}``."""
         return {"code": self.code.value, "message": self.message, "retryable": self.retryable}
+
+
+STATUS_OF_FAILURE = {
+    FailureCode.RATE_LIMITED: 429,
+    FailureCode.TIMEOUT: 504,
+    FailureCode.CONNECTION: 502,
+    FailureCode.OVERLOADED: 503,
+    FailureCode.PROVIDER_AUTH: 502,
+    FailureCode.PROVIDER_REJECTED: 400,
+    FailureCode.CONTEXT_LENGTH_EXCEEDED: 400,
+    FailureCode.CONTENT_FILTERED: 400,
+    FailureCode.CIRCUIT_OPEN: 503,
+    FailureCode.MAX_DELIVERIES: 500,
+    FailureCode.EXPIRED: 504,
+    FailureCode.BUDGET_EXCEEDED: 402,
+    FailureCode.INTERNAL: 500,
+}
+"""What a failure is over HTTP, to a client that waited for the answer or reads it in a batch's error file."""

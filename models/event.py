@@ -4,6 +4,11 @@
 ``budget.alert``     a period's spent money reached ``alert_at`` (80 %) of its limit
 ``budget.exhausted`` it reached the limit, or, past ``alert_at``, a job was refused for want of money
 ``spend.anomaly``    a day's spent money exceeds twice the daily average of the 7 days before
+``batch.paused``      a batch was paused: ``pause_reason`` is ``requested`` or ``budget_exhausted``
+``batch.resumed``     it goes on
+``batch.completed``   every row of a batch has ended; the payload has the counts, and what was ended how
+``batch.expired``     its deadline came first; finished rows stay
+``batch.cancelled``   it was cancelled and nothing of it runs any more
 ``worker.memory``    the platform's own: the memory of a worker's machine crossed a threshold, up or down
 ===================  =====================================================================================
 

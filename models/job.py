@@ -7,6 +7,7 @@ from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, Sm
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId, Usd
+from models.batch import count_ended
 from models.budget import MOVED
 from models.lifecycle import JobStatus, sources_of
 
@@ -26,6 +27,7 @@ class Job(Base):
     one; ``attempt_id`` is the fencing token: the attempt that holds the job while it is in progress.
     ``rescues`` counts the attempts whose worker vanished. Until it has finished, the job holds
     ``reserved_usd`` in each of ``budget_periods``, and what it costs is booked there whenever it finishes.
+    The job of a batch's row has ``batch_id``; ``batch_copies`` further rows share its answer.
     """
 
     __tablename__ = "jobs"
@@ -43,6 +45,26 @@ class Job(Base):
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
         Index("ix_jobs_tenant", "tenant_id", "id"),
+        Index(
+            "uq_jobs_batch_row",
+            "batch_id",
+            "batch_row",
+            "batch_round",
+            unique=True,
+            postgresql_where=text("batch_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_batch_unfinished",
+            "batch_id",
+            postgresql_where=text("batch_id IS NOT NULL AND status IN ('queued', 'in_progress')"),
+        ),
+        Index(
+            "ix_jobs_batch_finished",
+            "batch_id",
+            "finished_at",
+            "id",
+            postgresql_where=text("batch_id IS NOT NULL AND finished_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[PrimaryId]
@@ -67,6 +89,10 @@ class Job(Base):
     labels: Mapped[Json] = mapped_column(server_default="{}")
     idempotency_key: Mapped[str | None]
     request_hash: Mapped[bytes | None]
+    batch_id: Mapped[UUID | None]
+    batch_row: Mapped[int | None]
+    batch_round: Mapped[int | None] = mapped_column(SmallInteger)
+    batch_copies: Mapped[int | None]
 
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
@@ -134,7 +160,7 @@ idempotency key.
 _JOB_VIEW = """
     SELECT id, tenant_id, kind, status, priority, model, tier, queue, route, route_index, routing,
            created_at, started_at, finished_at, expires_at, next_attempt_at, cancel_requested_at,
-           result, error, input_tokens, output_tokens, cost_usd, end_user, team, labels,
+           result, error, input_tokens, output_tokens, cost_usd, end_user, team, labels, batch_id,
            (SELECT json_agg(json_build_object(
                        'number', number, 'model', llm, 'provider', provider, 'outcome', outcome,
                        'error', a.error, 'started_at', a.started_at, 'duration_ms', duration_ms,
@@ -165,6 +191,15 @@ LIST_JOBS = text(f"""{_JOB_VIEW}
 """)
 """A page of a tenant's jobs, newest first; ``after`` is the last id of the page before."""
 
+LIST_BATCH_JOBS = text(f"""{_JOB_VIEW}
+    WHERE batch_id = :batch_id AND tenant_id = :tenant_id
+      AND (CAST(:status AS text) IS NULL OR status = :status)
+      AND (CAST(:after AS uuid) IS NULL OR id < :after)
+    ORDER BY id DESC
+    LIMIT :limit
+""")
+"""As LIST_JOBS, of one batch."""
+
 SELECT_FINISHED = text("""
     SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND status NOT IN ('queued', 'in_progress')
 """)
@@ -179,10 +214,10 @@ CANCEL_JOB = text(f"""
             status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
             finished_at = CASE status WHEN 'queued' THEN now() END
         WHERE id = :id AND tenant_id = :tenant_id AND status IN ({_CANCELLABLE})
-        RETURNING id, status, reserved_usd, budget_periods
+        RETURNING id, status, reserved_usd, budget_periods, batch_id, batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM asked WHERE status = 'cancelled'
-    ), moved AS ({MOVED})
+    ), moved AS ({MOVED}), {count_ended("asked", "e.status = 'cancelled'")}
     SELECT id, status FROM asked
 """)
 """Cancel a job that waits and release its reservation, or ask for the cancellation of one that runs: its worker
@@ -203,10 +238,10 @@ EXPIRE_JOBS = text(f"""
         SET status = 'expired', finished_at = now(), worker_id = NULL, attempt_id = NULL,
             error = CAST(:error AS jsonb)
         FROM late WHERE j.id = late.id
-        RETURNING j.id, j.status, j.reserved_usd, j.budget_periods
+        RETURNING j.id, j.status, j.reserved_usd, j.budget_periods, j.batch_id, j.batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM ended
-    ), moved AS ({MOVED})
+    ), moved AS ({MOVED}), {count_ended("ended", "true")}
     SELECT id, status FROM ended
 """)
 """End the jobs that are past their time and release their reservations; one in progress only after ``grace_s``,

@@ -122,6 +122,8 @@ class Router:
     def route(self, ask: Ask) -> Route:
         """The route of a request; raises ModelNotFound for a name the catalogue does not have."""
         if ask.model in self._catalog.llms:
+            if self._catalog.llms[ask.model].embeddings:
+                raise ModelNotFound(f"{ask.model!r} makes embeddings and no text.", param="model")
             return Route(self._with_fallbacks(ask.model, ask.fallbacks))
         scope = self._scopes.get(ask.model)
         if not scope:
@@ -130,6 +132,18 @@ class Router:
             only = scope[0].candidate
             return self._decided(only.llm, ask, "the only LLM to choose from", scope)
         return self._choose(ask, scope)
+
+    def embedder(self, model: str) -> Route:
+        """The route of a request for vectors: one LLM, since vectors of different LLMs cannot be compared.
+
+        Raises ModelNotFound for a name that stands for no LLM that makes embeddings.
+        """
+        llms = self._catalog.llms
+        names = [model] if model in llms else [n for n, llm in llms.items() if model in (llm.tier, AUTO)]
+        chosen = next((name for name in names if llms[name].embeddings), None)
+        if chosen is None:
+            raise ModelNotFound(f"There is no model {model!r} that makes embeddings.", param="model")
+        return Route((chosen,))
 
     def _choose(self, ask: Ask, scope: list[_Entry]) -> Route:
         needed = assess(ask.texts, ask.max_tokens, structured=ask.structured)
@@ -165,7 +179,7 @@ class Router:
     def _with_fallbacks(self, chosen: str, fallbacks: Sequence[str] | None) -> tuple[str, ...]:
         names = self._catalog.llms[chosen].fallbacks if fallbacks is None else fallbacks
         for name in names:
-            if name not in self._catalog.llms:
+            if name not in self._catalog.llms or self._catalog.llms[name].embeddings:
                 raise ModelNotFound(f"There is no LLM {name!r} to fall back to.", param="fallbacks")
         return tuple(dict.fromkeys((chosen, *names)))
 
@@ -188,9 +202,10 @@ def reliability_of(vitals: Vitals) -> float:
 
 
 def _scopes(catalog: Catalog) -> list[tuple[str, set[str]]]:
-    tiers = {tier: set(catalog.llms_of_tier(tier)) for tier in catalog.tiers}
+    talking = {name for name, llm in catalog.llms.items() if not llm.embeddings}
+    tiers = {tier: talking.intersection(catalog.llms_of_tier(tier)) for tier in catalog.tiers}
     default = catalog.default
-    auto = set(catalog.llms) if default is None else tiers.get(default, {default})
+    auto = talking if default is None else tiers.get(default, {default})
     return [*tiers.items(), (AUTO, auto)]
 
 

@@ -1,5 +1,6 @@
 """Real servers for every test: one Postgres per test process, one database and one Valkey per test."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import count
@@ -14,6 +15,9 @@ from models.database import migrate
 from tests.stack import Database, Stack, reachable_directory
 
 _TEMPLATE = "migrated"
+
+# As in workers: before the native library is loaded, so that engines of several test processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

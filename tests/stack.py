@@ -209,13 +209,13 @@ class Stack:
         llms: Mapping[str, Mapping[str, Any]],
         **tables: Mapping[str, object],
     ) -> None:
-        """Make the catalogue: mock LLMs by name with their behaviour; ``tier`` in one names another tier, and
-        ``tables`` are others, such as ``breaker``."""
+        """Make the catalogue: mock LLMs by name with their behaviour; ``tier`` in one names another tier, ``pool``
+        that tier's pool, and ``tables`` are others, such as ``breaker``."""
         lines = [line for name, table in tables.items() for line in (f"[{name}]", *_toml(table))]
-        for tier in sorted({str(llm.get("tier", "mock")) for llm in llms.values()}):
-            lines += [f"[tiers.{tier}]", f'queue = "{tier}"', 'pool = "cpu"']
+        for tier, pool in sorted({(str(llm.get("tier", "mock")), llm.get("pool", "cpu")) for llm in llms.values()}):
+            lines += [f"[tiers.{tier}]", f'queue = "{tier}"', f'pool = "{pool}"']
         for name, llm in llms.items():
-            top = {**_MOCK_LLM} | {key: value for key, value in llm.items() if key != "mock"}
+            top = {**_MOCK_LLM} | {key: value for key, value in llm.items() if key not in ("mock", "pool")}
             lines += [f"[llms.{name}]", *_toml(top), f"[llms.{name}.mock]", *_toml(llm.get("mock", {}))]
         path = self.directory / "catalog.toml"
         path.write_text("\n".join(lines), encoding="utf-8")
@@ -271,7 +271,7 @@ class Stack:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env=os.environ | self.settings | {"OMP_WAIT_POLICY": "passive"},
+                env=os.environ | self.settings,
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,

@@ -27,7 +27,8 @@ def configuration() -> str:
     for title, settings in PROCESSES.items():
         lines += ["", f"## {title}", "", "| variable | default | |", "|---|---|---|"]
         for name, field in settings.model_fields.items():
-            default = "required" if field.is_required() else f"`{field.default}`" if field.default is not None else ""
+            given = "" if field.default in (None, ()) else f"`{field.default}`"
+            default = "required" if field.is_required() else given
             lines.append(f"| `HEADRACE_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 

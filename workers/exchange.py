@@ -30,13 +30,17 @@ log = structlog.get_logger()
 
 
 class Exchange:
-    """Claims jobs and reports attempts; what runs at the same time shares one statement."""
+    """Claims jobs and reports attempts; what runs at the same time shares one statement.
+
+    ``writer`` is whose line of a batch's counts this process adds to.
+    """
 
     def __init__(self, engine: AsyncEngine, wakeups: Wakeups, catalog: Catalog, lease: Lease) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._catalog = catalog
         self._lease = lease
+        self.writer = new_id()
         self._providers = dump_json({name: llm.provider for name, llm in catalog.llms.items()})
         self._claims = GroupCommit(self._flush_claims, shared_fate=is_unavailable, key=lambda job_id: job_id)
         self._reports = GroupCommit(self._flush_reports, key=lambda report: report.claim.job_id)
@@ -67,7 +71,7 @@ class Exchange:
             goes_on = report.claim.budgeted and row["status"] == JobStatus.QUEUED
             (dear if goes_on and row["cost_usd"] else plain).append(row)
         if plain:
-            params = {"rows": dump_json(plain)}
+            params = {"rows": dump_json(plain), "writer": self.writer}
             self._announce(await self._surely(lambda: fetch_all(self._engine, FINISH, params)))
         if dear:
             self._announce(await self._surely(lambda: self._finish_and_top_up(dear)))
@@ -86,7 +90,8 @@ class Exchange:
                 else row | {"status": JobStatus.FAILED, "job_error": _NO_MONEY}
                 for row in rows
             ]
-            done = (await connection.execute(FINISH, {"rows": dump_json(topped_up)})).mappings().all()
+            params = {"rows": dump_json(topped_up), "writer": self.writer}
+            done = (await connection.execute(FINISH, params)).mappings().all()
             more = [
                 {"period_id": period_id, "amount": costs[row["id"]]}
                 for row in done

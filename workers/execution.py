@@ -6,6 +6,7 @@ in one statement, fenced by the attempt's id. Nothing here knows of Postgres or 
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,7 +22,14 @@ from models.lifecycle import AttemptOutcome, JobStatus
 from models.pricing import Price, Usage, cost_of
 from workers.breaker import Health, Refused, health_of
 from workers.gate import Busy, Gate
-from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.base import (
+    Embedding,
+    EmbeddingRequest,
+    Generation,
+    GenerationRequest,
+    Meter,
+    ProviderError,
+)
 from workers.providers.registry import Providers
 from workers.retries import FallBack, Onward, Retry, decide, onward
 from workers.structured import generate_checked
@@ -77,7 +85,7 @@ class Ending:
 
     outcome: AttemptOutcome
     status: JobStatus
-    result: dict[str, str | bool] | None = None
+    result: dict[str, Any] | None = None  # Any: JSON
     failure: JobFailure | None = None
     retry_in_s: float = 0.0
     goes_to: int | None = None
@@ -133,13 +141,21 @@ class Report:
 class Attempt:
     """A running attempt; :meth:`stop` ends it early, from the same event loop."""
 
-    def __init__(self, claim: Claim, catalog: Catalog, providers: Providers, gate: Gate) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        catalog: Catalog,
+        providers: Providers,
+        gate: Gate,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
         self.claim = claim
         self._catalog = catalog
         self._providers = providers
         self._gate = gate
         self._called_at: float | None = None
-        self._meter = Meter()
+        self._failed_here = False
+        self._meter = Meter(on_text)
         self._stop_reason: StopReason | None = None
         self._call: asyncio.Task[Ending] | None = None
 
@@ -178,7 +194,7 @@ class Attempt:
                 case Busy():
                     return _put_off(self.claim.route_index, random.uniform(*_BUSY_S))
             ending = await self._call_provider(llm)
-            entry.health = _health(ending)
+            entry.health = Health.UNKNOWN if self._failed_here else _health(ending)
             return ending
 
     async def _call_provider(self, llm: LLM | None) -> Ending:
@@ -187,10 +203,13 @@ class Attempt:
         limit_s = self.claim.expires_in_s if llm is None or expires_first else llm.timeout_s
         try:
             async with asyncio.timeout(limit_s):
+                provider = self._providers.get(self.claim.llm)
+                if "input" in self.claim.request:
+                    return embedded(
+                        await provider.embed(parse_embedding(self.claim.request), self._meter), self.claim.llm
+                    )
                 request = parse_request(self.claim.request)
-                generation = await generate_checked(
-                    self._providers.get(self.claim.llm), request, self._meter, self._providers.checker
-                )
+                generation = await generate_checked(provider, request, self._meter, self._providers.checker)
             return completed(generation, self.claim.llm)
         except TimeoutError:
             if expires_first:
@@ -198,6 +217,7 @@ class Attempt:
             failure = JobFailure(FailureCode.TIMEOUT, f"no answer within {limit_s:g} s")
         except ProviderError as error:
             failure = error.failure
+            self._failed_here = error.here
         except Exception:
             log.exception("attempt.crashed", job_id=self.claim.job_id.hex, llm=self.claim.llm)
             failure = JobFailure(FailureCode.INTERNAL, "an unexpected error; the worker's log has it")
@@ -269,6 +289,11 @@ def completed(generation: Generation, llm: str) -> Ending:
     return Ending(AttemptOutcome.COMPLETED, JobStatus.COMPLETED, result=result)
 
 
+def embedded(embeddings: list[Embedding], llm: str) -> Ending:
+    """The ending of a job that asked for vectors."""
+    return Ending(AttemptOutcome.COMPLETED, JobStatus.COMPLETED, result={"embeddings": embeddings, "model": llm})
+
+
 def _put_off(place: int, delay_s: float) -> Ending:
     """A job that waits for the LLM at a place of its route, which was not called."""
     return Ending(AttemptOutcome.RELEASED, JobStatus.QUEUED, retry_in_s=delay_s, goes_to=place, not_made=True)
@@ -280,6 +305,11 @@ def _health(ending: Ending) -> Health:
     return Health.WELL if ending.status is JobStatus.COMPLETED else Health.UNKNOWN
 
 
+def parse_embedding(stored: dict[str, Any]) -> EmbeddingRequest:  # Any: JSON that the API checked
+    """The provider's request for vectors from the stored one."""
+    return EmbeddingRequest(stored["input"], stored.get("encoding_format") == "base64", stored.get("dimensions"))
+
+
 def parse_request(stored: dict[str, Any]) -> GenerationRequest:  # Any: JSON that the API checked
     """The provider's request from the stored one."""
     stop = stored.get("stop") or []
@@ -288,6 +318,10 @@ def parse_request(stored: dict[str, Any]) -> GenerationRequest:  # Any: JSON tha
         max_tokens=stored["max_tokens"],
         temperature=stored.get("temperature"),
         top_p=stored.get("top_p"),
+        top_k=stored.get("top_k"),
+        min_p=stored.get("min_p"),
+        frequency_penalty=stored.get("frequency_penalty"),
+        presence_penalty=stored.get("presence_penalty"),
         stop=[stop] if isinstance(stop, str) else stop,
         seed=stored.get("seed"),
         response_format=stored.get("response_format"),

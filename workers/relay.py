@@ -11,7 +11,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import getpid
 from typing import Any
 
@@ -23,16 +23,24 @@ from models.catalog import Catalog, load_catalog
 from models.database import create_engine, fetch_all, transaction
 from models.dispatch import DISPATCH, LOCK_QUEUE, SELECT_ROOM, UNDISPATCH_STALE
 from models.errors import ConfigurationError
+from models.ids import new_id
+from models.process import SELECT_BACKLOG, SELECT_LIVE
 from models.telemetry import configure_logging
 from models.wakeups import DUE, Wakeups
+from workers.batchkeeper import BatchKeeper
 from workers.celery import TASK, HeadraceCelery, app
+from workers.feeder import Feeder
 from workers.lease import Lease
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
 
 _PAUSE_AFTER_ERROR_S = 1.0
+_FEED_PAUSE_S = 0.05
 _LOST_MESSAGE_FACTOR = 20
 """A job whose message is lost while its queue is never empty waits this many times longer."""
+
+_LOOKS_BEFORE_TELLING = 2
+_MOST_COUNTED = 1000
 
 log = structlog.get_logger()
 
@@ -81,18 +89,23 @@ class Publisher:
 
 
 class Relay:
-    """One relay process: dispatches, publishes lost messages again, and rescues."""
+    """One relay process: feeds and keeps batches, dispatches, publishes lost messages again, and rescues."""
 
     def __init__(self, settings: RelaySettings, catalog: Catalog, publisher: Publisher) -> None:
         self._settings = settings
         self._queues = list(catalog.queues)
         self._publisher = publisher
         self._engine = create_engine(settings.database_url, name="relay", pool_size=4)
-        # A mark that a crash of Postgres undoes is a message sent twice: not worth a disk flush.
+        # A mark that a crash of Postgres undoes is a message sent twice, and rows that it undoes are fed again: not
+        # worth a disk flush.
         self._dispatch_engine = create_engine(
-            settings.database_url, name="relay", pool_size=1, synchronous_commit=False
+            settings.database_url, name="relay", pool_size=2, synchronous_commit=False
         )
+        self._writer = new_id()
+        self._feeder = Feeder(self._dispatch_engine, settings)
         self._woken = asyncio.Event()
+        self._hungry = asyncio.Event()
+        self._unserved: dict[str, int] = {}
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -110,14 +123,20 @@ class Relay:
             wakeups,
             lease_s=self._settings.lease_s,
             max_deliveries=self._settings.max_deliveries,
+            writer=self._writer,
         )
+        keeper = BatchKeeper(self._engine, wakeups, writer=self._writer)
         try:
             async with asyncio.TaskGroup() as duties:
                 duties.create_task(lease.keep())
                 duties.create_task(self._listen(wakeups))
                 duties.create_task(self._dispatch_forever())
+                duties.create_task(self._feed_forever())
+                duties.create_task(_every(self._settings.poll_s, "batches", keeper.look))
+                duties.create_task(_every(self._settings.poll_s, "files", keeper.measure))
                 duties.create_task(_every(self._settings.republish_s / 2, "stale", self._republish_stale))
                 duties.create_task(_every(self._settings.lease_s / 6, "rescue", rescuer.sweep))
+                duties.create_task(_every(self._settings.lease_s / 2, "unserved", self._tell_of_unserved))
         finally:
             await lease.give_back()
             await wakeups.close()
@@ -162,9 +181,29 @@ class Relay:
             except TimeoutError:
                 pass
 
+    async def _feed_forever(self) -> None:
+        """Keep the buffers of batches' rows filled: after wake-ups while there are batches, else at every poll."""
+        while True:
+            self._hungry.clear()
+            meal = None
+            try:
+                meal = await self._feeder.feed()
+            except _OUTSIDE_ERRORS as error:
+                log.warning("relay.feed_failed", error=_first_line(error))
+            if meal is None:
+                await asyncio.sleep(self._settings.poll_s)
+                continue
+            if meal.rows:
+                self._woken.set()
+            await asyncio.sleep(_FEED_PAUSE_S / 5 if meal.ran_dry else _FEED_PAUSE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._hungry.wait()
+
     async def _listen(self, wakeups: Wakeups) -> None:
         async for _ in wakeups.listen(DUE):
             self._woken.set()
+            self._hungry.set()
 
     async def _republish_stale(self) -> None:
         for queue in self._queues:
@@ -174,6 +213,19 @@ class Relay:
             if rows:
                 log.warning("relay.republished", queue=queue, jobs=len(rows))
                 self._woken.set()
+
+    async def _tell_of_unserved(self) -> None:
+        """Say in the log, once, of a queue that jobs wait in it and no worker serves it; at the second look, since
+        workers may be starting."""
+        live = await fetch_all(self._engine, SELECT_LIVE)
+        served = {queue for process in live if process["role"] == "worker" for queue in process["queues"]}
+        backlog = await fetch_all(self._engine, SELECT_BACKLOG, {"queues": self._queues, "most": _MOST_COUNTED})
+        waiting = {row["queue"]: row["waiting"] + row["published"] for row in backlog}
+        looks = {queue: self._unserved.get(queue, 0) + 1 for queue in waiting if waiting[queue] and queue not in served}
+        for queue, seen in looks.items():
+            if seen == _LOOKS_BEFORE_TELLING:
+                log.warning("queue.unserved", queue=queue, jobs=waiting[queue], meaning="no worker consumes it")
+        self._unserved = looks
 
 
 _OUTSIDE_ERRORS = (SQLAlchemyError, BrokerUnavailable, OSError)
@@ -208,7 +260,7 @@ def main() -> None:
     configure_logging()
     settings = RelaySettings()
     try:
-        catalog = load_catalog(settings.catalog)
+        catalog = load_catalog(settings.catalog, settings.optional_llms)
     except ConfigurationError as error:
         raise SystemExit(f"headrace: {error}") from error
     relay = Relay(settings, catalog, Publisher(app))

@@ -5,6 +5,7 @@ Several may run at once. Each pass is bounded and repeated until nothing is left
 """
 
 from time import monotonic
+from uuid import UUID
 
 import structlog
 from sqlalchemy import TextClause
@@ -15,6 +16,7 @@ from models.budget import FOLD, SWEEP_ORPHANS
 from models.database import Params, dump_json, fetch_all
 from models.errors import FailureCode, JobFailure
 from models.event import RAISE_ANOMALIES
+from models.file import SWEEP_FILES
 from models.job import EXPIRE_JOBS
 from models.process import REAP
 from models.wakeups import DUE, FINISHED, Wakeups
@@ -22,6 +24,8 @@ from models.wakeups import DUE, FINISHED, Wakeups
 BATCH = 500
 EXPIRY_GRACE_S = 60.0
 """How long a running job may pass its expiry before it is ended over its worker's head."""
+FILES_AT_ONCE = 5
+"""Expired files that are deleted at one pass; each may have a gigabyte."""
 ANOMALY_S = 60.0
 """Seconds between looks for days that cost more than they should, and for what deleted budgets left behind."""
 
@@ -38,6 +42,7 @@ class Rescuer:
         *,
         lease_s: float,
         max_deliveries: int,
+        writer: UUID,
         anomaly_s: float = ANOMALY_S,
     ) -> None:
         self._engine = engine
@@ -50,12 +55,14 @@ class Rescuer:
         self._rescue_params: Params = {
             "limit": BATCH,
             "max_deliveries": max_deliveries,
+            "writer": writer,
             "max_deliveries_error": dump_json(killer.as_wire()),
             "expired_error": dump_json(expired.as_wire()),
         }
         self._expire_params: Params = {
             "limit": BATCH,
             "grace_s": EXPIRY_GRACE_S,
+            "writer": writer,
             "error": dump_json(expired.as_wire()),
         }
 
@@ -68,6 +75,7 @@ class Rescuer:
             log.warning("jobs.rescued", jobs=rescued)
         await self._repeat(EXPIRE_JOBS, self._expire_params)
         await fetch_all(self._engine, FOLD)
+        await fetch_all(self._engine, SWEEP_FILES, {"limit": FILES_AT_ONCE})
         if monotonic() >= self._look_at:
             self._look_at = monotonic() + self._anomaly_s
             await fetch_all(self._engine, SWEEP_ORPHANS)

@@ -8,7 +8,7 @@ import asyncio
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
@@ -20,12 +20,17 @@ from models.attempt import RELEASE, SELECT_HELD
 from models.catalog import Catalog
 from models.database import create_engine, fetch_all
 from models.shared import Shared
+from models.texts import TextSender
 from models.wakeups import CANCEL, Wakeups
 from workers.breaker import Breakers
+from workers.engine.host import EngineHost, HostOptions
+from workers.engine.memory import Thresholds
+from workers.engine.reports import MemoryChange
 from workers.exchange import Exchange
 from workers.execution import Attempt, Claim, StopReason
 from workers.gate import Gate
 from workers.lease import Lease
+from workers.notices import Notices
 from workers.permits import Permits
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
@@ -47,6 +52,7 @@ class Runner:
         self._catalog = catalog
         self._capacity = capacity
         self._queues = queues
+        self._name = name
         self._engine = create_engine(settings.database_url, name=name, pool_size=4)
         self._lease = Lease(
             self._engine, role="worker", name=name, queues=queues, capacity=capacity, lease_s=settings.lease_s
@@ -94,7 +100,18 @@ class Runner:
             stack.push_async_callback(self._engine.dispose)
             self._wakeups = Wakeups(self._settings.redis_url)
             stack.push_async_callback(self._wakeups.close)
-            self._providers = Providers(self._catalog)
+            self._texts = TextSender(self._settings.redis_url)
+            stack.push_async_callback(self._texts.close)
+            self._notices = Notices(self._engine)
+            self._host = EngineHost(
+                self._catalog,
+                _host_options(self._settings, self._capacity),
+                on_change=self._lease.beat_soon,
+                on_memory=self._note_memory,
+            )
+            stack.push_async_callback(self._host.close)
+            self._host.preload(self._queues)
+            self._providers = Providers(self._catalog, self._host)
             self._providers.warn_of_missing_keys(self._queues)
             stack.push_async_callback(self._providers.close)
             shared = Shared(self._settings.redis_url)
@@ -116,10 +133,21 @@ class Runner:
         heartbeat = self._lease.keep(
             in_flight=lambda: len(self._running),
             waiting=lambda: list(self._waiting),
+            models=lambda: [model.as_wire() for model in self._host.loaded],
             after_beat=self._reconcile,
             on_lost=self._abandon_all,
         )
-        return [heartbeat, self._hear_cancellations(), self._breakers.keep(), self._permits.keep()]
+        return [
+            heartbeat,
+            self._hear_cancellations(),
+            self._breakers.keep(),
+            self._permits.keep(),
+            self._host.keep(),
+            self._notices.keep(),
+        ]
+
+    def _note_memory(self, change: MemoryChange) -> None:
+        self._notices.record("worker.memory", {"worker": self._name, **change.as_wire()})
 
     @property
     def _draining(self) -> bool:
@@ -176,7 +204,7 @@ class Runner:
             self._waiting -= Counter([job_id])
 
     async def _attempt(self, claim: Claim) -> None:
-        attempt = Attempt(claim, self._catalog, self._providers, self._gate)
+        attempt = Attempt(claim, self._catalog, self._providers, self._gate, self._text_writer(claim))
         self._running[claim.attempt_id] = attempt
         try:
             if self._draining:
@@ -188,6 +216,13 @@ class Runner:
             log.exception("report.refused", job_id=claim.job_id.hex)
         finally:
             del self._running[claim.attempt_id]
+
+    def _text_writer(self, claim: Claim) -> Callable[[str], None] | None:
+        """What takes an attempt's text as it comes, if somebody reads along."""
+        channel = claim.request.get("stream")
+        if channel is None:
+            return None
+        return self._texts.writer(channel, claim.job_id.hex, claim.attempt_id.hex, claim.llm)
 
     async def _reconcile(self) -> None:
         """Compare what Postgres says that this process runs with what it does run.
@@ -208,7 +243,8 @@ class Runner:
         self._suspects = orphans - confirmed
         if confirmed:
             log.warning("jobs.released", jobs=len(confirmed))
-            await fetch_all(self._engine, RELEASE, {"attempt_ids": list(confirmed)})
+            params = {"attempt_ids": list(confirmed), "writer": self._exchange.writer}
+            await fetch_all(self._engine, RELEASE, params)
 
     async def _hear_cancellations(self) -> None:
         async for _, job_ids in self._wakeups.listen(CANCEL):
@@ -236,3 +272,15 @@ class Runner:
             # Postgres is away: their reports are lost with this process, and their leases run out.
             for message in stuck:
                 message.cancel()
+
+
+def _host_options(settings: WorkerSettings, capacity: int) -> HostOptions:
+    return HostOptions(
+        concurrency=capacity,
+        budget_bytes=None if settings.model_memory_mb is None else settings.model_memory_mb << 20,
+        thresholds=Thresholds(
+            settings.memory_hold_percent / 100,
+            settings.memory_unload_percent / 100,
+            settings.memory_refuse_percent / 100,
+        ),
+    )

@@ -46,6 +46,7 @@ async def generate_checked(
     form = Form.of(request.response_format)
     if form is None:
         return _storable(await provider.generate(request, meter))
+    meter.on_text = None  # what is checked and perhaps corrected is given out whole
     if form.schema is not None:
         _require_usable(await checker.check(form.schema))
     generation = _bare(await provider.generate(request, meter))

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -18,6 +18,14 @@ def curl_commands(api_url: str, key_file: Path, body: Mapping[str, object]) -> l
         "",
         f"curl -s '{api_url}/status/<id>?wait=30' \\",
         f"  {authorization}",
+    ]
+
+
+def batch_commands(cells: Sequence[str], template: str) -> list[str]:
+    """The lines of two commands: one writes a spreadsheet of one column, one runs it through a model."""
+    return [
+        f"printf '%s\\n' {shlex.join(cells)} > rows.csv",
+        f".venv/bin/headrace batch run rows.csv --prompt {shlex.quote(template)} -o out.csv",
     ]
 
 

@@ -1,7 +1,8 @@
-"""``headrace demo``: start everything, run one real prompt as a user would, show it, stop everything."""
+"""``headrace demo``: start everything, run one real prompt and a small batch as a user would, show them, stop."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from api.local.by_hand import curl_commands
+from api.local.by_hand import batch_commands, curl_commands
+from api.local.demo_batch import COUNTRIES, TEMPLATE, report_batch, run_batch
 from api.local.errors import Interrupted, LocalError, StartError
 from api.local.logs import indent, tail
 from api.local.stack import KEY_FILE, LOOPBACK, USUAL_PORT, Running, StackOptions, running_stack
@@ -43,11 +45,15 @@ def demo(data_dir: Path, environment: Mapping[str, str], prompt: str = PROMPT) -
                 ready_s = time.monotonic() - began
                 progress(f"asking at {running.api_url}")
                 job = running.supervisor.run_during(lambda: ask(running, prompt, progress))
+                batch, rows = running.supervisor.run_during(lambda: ask_many(running, progress))
     except Interrupted:
         raise LocalError("interrupted; everything is stopped") from None
     console.print(report(prompt, job, ready_s))
+    console.print()
+    console.print(report_batch(batch, rows))
     console.print("\nThe same by hand, while `headrace up` runs:\n", style="bold")
     by_hand = curl_commands(f"http://{LOOPBACK}:{USUAL_PORT}", Path(".headrace", KEY_FILE), _body(prompt))
+    by_hand += ["", *batch_commands(["country", *COUNTRIES], TEMPLATE)]
     # As it is: a wrapped command could not be copied.
     console.print(indent(by_hand, "  "), soft_wrap=True, markup=False, highlight=False)
 
@@ -57,22 +63,34 @@ def ask(running: Running, prompt: str, progress: Callable[[str], None]) -> Job:
 
     Raises LocalError when the API refuses, and StartError with the processes' last lines when the job fails.
     """
+    with _client(running) as client:
+        job = _json(client.post("/v1/jobs", json=_body(prompt)))
+        deadline = time.monotonic() + JOB_TIMEOUT_S
+        while job["status"] not in TERMINAL_STATUSES and time.monotonic() < deadline:
+            progress(f"{job['id']} is {job['status']}")
+            job = _json(client.get(job["status_url"], params={"wait": LONG_POLL_S}))
+    if job["status"] != "completed":
+        reason = job["error"]["message"] if job["error"] else f"not finished within {JOB_TIMEOUT_S:g} s"
+        raise StartError(f"{job['id']} is {job['status']}: {reason}", _last_words(running))
+    return job
+
+
+def ask_many(running: Running, progress: Callable[[str], None]) -> tuple[Job, list[dict[str, str]]]:
+    """Run a small batch over HTTP; the batch and its rows. Raises LocalError when not every row completes."""
+    with _client(running) as client:
+        return run_batch(client, progress)
+
+
+@contextmanager
+def _client(running: Running) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {running.key_file.read_text().strip()}"}
     try:
         with httpx.Client(
             base_url=running.api_url, headers=headers, timeout=LONG_POLL_S + 10, trust_env=False
         ) as client:
-            job = _json(client.post("/v1/jobs", json=_body(prompt)))
-            deadline = time.monotonic() + JOB_TIMEOUT_S
-            while job["status"] not in TERMINAL_STATUSES and time.monotonic() < deadline:
-                progress(f"{job['id']} is {job['status']}")
-                job = _json(client.get(job["status_url"], params={"wait": LONG_POLL_S}))
+            yield client
     except httpx.HTTPError as error:
         raise StartError(f"the API did not answer: {error}", _last_words(running)) from error
-    if job["status"] != "completed":
-        reason = job["error"]["message"] if job["error"] else f"not finished within {JOB_TIMEOUT_S:g} s"
-        raise StartError(f"{job['id']} is {job['status']}: {reason}", _last_words(running))
-    return job
 
 
 def _body(prompt: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api.auth import Caller
 from api.bodies import read_json_object
 from api.deps import CallerDep, JobId, Services, ServicesDep, services_of
+from api.jobaccess import ask_to_cancel, read_job
 from api.jobview import Row, is_finished, job_resource, page, retry_after_s, status_url
 from api.openapi import answer, body_of, header, refusals
 from api.ratelimits import submit_within_limits
@@ -21,12 +22,11 @@ from api.responses import json_response
 from api.schemas import JobList, JobRequest, JobResource
 from api.submission import MAX_KEY_LENGTH, check_key, parse_request, plan_job
 from api.waiting import wait_or_disconnect
-from models.database import read_all, read_one
-from models.errors import FieldProblem, JobFinished, NotFound, ValidationFailed
-from models.ids import JOB, from_wire, to_wire
-from models.job import CANCEL_JOB, LIST_JOBS, SELECT_JOB
+from models.database import read_all
+from models.errors import FieldProblem, JobFinished, ValidationFailed
+from models.ids import BATCH, JOB, from_wire, to_wire
+from models.job import LIST_BATCH_JOBS, LIST_JOBS
 from models.lifecycle import JobStatus
-from models.wakeups import CANCEL, DUE, FINISHED
 
 MAX_WAIT_S = 60
 CANCEL_WAIT_S = 2.0
@@ -118,7 +118,11 @@ async def list_jobs(
         "after": _cursor(after),
         "limit": limit + 1,
     }
-    rows = [] if batch_id is not None else await read_all(services.engine, LIST_JOBS, params)
+    if batch_id is None:
+        rows = await read_all(services.engine, LIST_JOBS, params)
+    else:
+        batch = from_wire(BATCH, batch_id)
+        rows = await read_all(services.engine, LIST_BATCH_JOBS, params | {"batch_id": batch}) if batch else []
     return json_response(page(rows, limit))
 
 
@@ -128,16 +132,12 @@ async def list_jobs(
 )
 async def cancel_job(request: Request, services: ServicesDep, caller: CallerDep, job_id: JobId) -> Response:
     """Cancel a job: one that waits at once, one that runs as soon as its worker has stopped it."""
-    params = {"id": job_id, "tenant_id": caller.tenant_id}
-    cancelled = await read_one(services.engine, CANCEL_JOB, params)
-    if cancelled is None:
+    status = await ask_to_cancel(services, caller, job_id)
+    if status is None:
         row = await read_job(services, caller, job_id)
         raise JobFinished(f"The job is {row['status']}.")
-    if cancelled["status"] == JobStatus.CANCELLED:
-        services.wakeups.announce(FINISHED, [job_id.hex])
-        services.wakeups.announce(DUE)
+    if status is JobStatus.CANCELLED:
         return job_response(await read_job(services, caller, job_id))
-    services.wakeups.announce(CANCEL, [job_id.hex])
     return job_response(await wait_for_job(request, services, caller, job_id, CANCEL_WAIT_S))
 
 
@@ -160,14 +160,6 @@ def install_submission(app: FastAPI) -> None:
         },
         openapi_extra={"requestBody": body_of(JobRequest, _EXAMPLE), "parameters": _SUBMISSION_HEADERS},
     )
-
-
-async def read_job(services: Services, caller: Caller, job_id: UUID) -> Row:
-    """The row of the caller's job; raises NotFound, for another tenant's too."""
-    row = await read_one(services.engine, SELECT_JOB, {"id": job_id, "tenant_id": caller.tenant_id})
-    if row is None:
-        raise NotFound("There is no such job.")
-    return row
 
 
 async def wait_for_job(request: Request, services: Services, caller: Caller, job_id: UUID, timeout_s: float) -> Row:

@@ -140,7 +140,7 @@ class Worker:
             "tier": "small",
             "queue": "small",
         }
-        await fetch_all(self._engine, FINISH, {"rows": dump_json([report | columns])})
+        await fetch_all(self._engine, FINISH, {"rows": dump_json([report | columns]), "writer": new_id()})
 
     def announce(self, job: Json) -> None:
         """Say that a job has finished."""

@@ -242,12 +242,12 @@ async def test_jobs_that_are_ended_by_others_release_their_reservations_and_late
     claims = [await worker.claim(job) for job in (lost, given_back)]
     for column, job in (("expires_at = now()", expiring), ("cancel_requested_at = now()", given_back)):
         await fetch_all(engine, text(f"UPDATE jobs SET {column} WHERE id = :id"), {"id": uuid_of(job)})
-    await fetch_all(engine, EXPIRE_JOBS, {"limit": 100, "grace_s": 60, "error": "{}"})
+    await fetch_all(engine, EXPIRE_JOBS, {"limit": 100, "grace_s": 60, "error": "{}", "writer": new_id()})
     assert (await read(client, budget))[1] == 2 * WORST
-    await fetch_all(engine, RELEASE, {"attempt_ids": [claims[1]["attempt_id"]]})
+    await fetch_all(engine, RELEASE, {"attempt_ids": [claims[1]["attempt_id"]], "writer": new_id()})
     assert (await read(client, budget))[1] == WORST
     await worker.deregister()
-    params = {"limit": 100, "max_deliveries": 1, "max_deliveries_error": "{}", "expired_error": "{}"}
+    params = {"limit": 100, "max_deliveries": 1, "max_deliveries_error": "{}", "expired_error": "{}", "writer": new_id()}
     await fetch_all(engine, RESCUE, params)
     assert await read(client, budget) == (0, 0, 1)
     await worker.finish(claims[0])

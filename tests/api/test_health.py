@@ -131,7 +131,16 @@ async def test_health_names_each_missing_part(anonymous: httpx.AsyncClient, proc
     assert (response.status_code, report["status"]) == (503, "degraded")
     assert report["parts"]["relay"] == {"status": "down", "processes": 0}
     assert report["parts"]["queue:small"] == {"status": "ok", "capacity": 4}
-    assert report["parts"]["queue:large"] == {"status": "down", "capacity": 0}
+    large = report["parts"]["queue:large"]
+    assert (large["status"], large["capacity"]) == ("down", 0)
+    assert large["problem"] == "no worker of the pool remote serves it; its jobs wait"
+
+
+async def test_health_counts_the_jobs_that_wait_for_a_worker(client: httpx.AsyncClient, processes: Register) -> None:
+    await processes("worker", ["small"])
+    before = (await client.get("/health")).json()["parts"]["queue:large"]["waiting"]
+    await submit(client, model="large")
+    assert (await client.get("/health")).json()["parts"]["queue:large"]["waiting"] == before + 1
 
 
 async def test_all_is_well_with_a_relay_and_a_worker_for_each_queue(

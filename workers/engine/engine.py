@@ -87,7 +87,7 @@ class Engine:
         self.model = model
         self.options = options
         self.stats = EngineStats()
-        slots = options.parallel * 2
+        slots = options.parallel + max(4, options.parallel // 2)
         size = ContextSize(options.cells, slots, max(options.batch, options.parallel))
         self._context = Context(model, size, options.threads, options.gpu)
         self._cache = KVCache(
@@ -103,6 +103,7 @@ class Engine:
         self._closing = False
         self._submitting = threading.Lock()
         self._places: list[int] = []
+        self._give_up = give_up
         self._watchdog = Watchdog(options.step_timeout_s, self._context.flag.raise_it, give_up)
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
@@ -134,7 +135,10 @@ class Engine:
     def forget(self) -> None:
         """Keep nothing of finished sequences; waits until it is done."""
         done: Future[None] = Future()
-        self._inbox.append(done)
+        with self._submitting:
+            if self._closing:
+                return
+            self._inbox.append(done)
         self._news.set()
         done.result()
 
@@ -163,20 +167,33 @@ class Engine:
         return Work(work.prompt, most, work.sampling, work.stop, work.grammar, work.ignore_eos)
 
     def _live(self) -> None:
-        while not self._closing:
-            self._take_in()
-            try:
-                self._drop_cancelled()
-                self._admit()
-                parts = self._plan()
-                if parts:
-                    self._step(parts)
-            except Exception as error:
-                log.exception("engine.crashed")
-                self._fail_all(EngineError(FailureCode.INTERNAL, f"the engine failed: {error}"))
-                self._cache.forget()
-            self._count()
-        self._fail_all(EngineError(FailureCode.OVERLOADED, "the model was unloaded"))
+        try:
+            while not self._closing:
+                self._take_in()
+                self._work()
+                self._count()
+            self._fail_running(EngineError(FailureCode.OVERLOADED, "the model was unloaded"))
+            self._fail_waiting(EngineError(FailureCode.OVERLOADED, "the model was unloaded"))
+        except Exception:
+            # Nobody would ever answer those who wait.
+            log.critical("engine.died", exc_info=True)
+            self._give_up()
+
+    def _work(self) -> None:
+        """One step, with what comes before it; an error in it is the error of those who run."""
+        try:
+            self._drop_cancelled()
+            self._admit()
+            parts = self._plan()
+            if parts:
+                self._step(parts)
+        except Exception as error:
+            log.exception("engine.crashed")
+            failure = EngineError(FailureCode.INTERNAL, f"the engine failed: {error}")
+            if not self._running:
+                self._fail_waiting(failure)
+            self._fail_running(failure)
+            self._cache.forget()
 
     def _take_in(self) -> None:
         """Take the new orders; when there is nothing to do, wait for one."""
@@ -334,10 +351,12 @@ class Engine:
             self._end(part.running, keep=False)
             part.running.ticket.future.set_exception(error)
 
-    def _fail_all(self, error: EngineError) -> None:
+    def _fail_running(self, error: EngineError) -> None:
         for running in list(self._running):
             self._end(running, keep=False)
             running.ticket.future.set_exception(error)
+
+    def _fail_waiting(self, error: EngineError) -> None:
         orders = [*self._waiting, *self._inbox]
         self._waiting.clear()
         self._inbox.clear()

@@ -7,11 +7,17 @@ measured as the engine runs: they differ by machine, by model and with the numbe
 
 from collections.abc import Sequence
 
-_LESS = 0.75
-"""The share of a step's own time that the prompts of others may add to it."""
+_LESS = 0.6
+"""The prompts of others may add so much of a step's own time to it."""
 
-_SMALLEST = 8
+_SMALLEST = 6
 _MEMORY = 0.8
+_LOOK_AGAIN = 12
+"""After so many steps with prompt tokens one goes without, to see what the writers' own time is by now: it grows with
+what they have written."""
+
+_DEARER = 1.3
+"""A prompt token beside writers costs about so many times one in a step of its own, until that is known."""
 
 
 class Pace:
@@ -20,16 +26,20 @@ class Pace:
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self._writing_s: dict[int, float] = {}
-        self._per_token_s: float | None = None
+        self._beside_s: float | None = None
+        self._alone_s: float | None = None
+        self._unseen = 0
 
     def learn(self, writing: int, prompt_tokens: int, took_s: float) -> None:
         """A step of so many writing sequences and prompt tokens took so long."""
         if not prompt_tokens:
             self._writing_s[writing] = _blend(self._writing_s.get(writing), took_s)
-            return
-        rest_s = took_s - (self._own_s(writing) or 0.0 if writing else 0.0)
-        if rest_s > 0 and (prompt_tokens >= _SMALLEST or self._per_token_s is None):
-            self._per_token_s = _blend(self._per_token_s, rest_s / prompt_tokens)
+            self._unseen = 0
+        elif not writing:
+            self._alone_s = _blend(self._alone_s, took_s / prompt_tokens)
+        elif prompt_tokens >= _SMALLEST:
+            self._unseen += 1
+            self._beside_s = _blend(self._beside_s, max(0.0, took_s - (self._own_s(writing) or 0.0)) / prompt_tokens)
 
     def prompt_tokens(self, writing: int, reading: int, *, under_way: bool = True) -> int:
         """The most prompt tokens for the next step, with ``writing`` sequences that write and ``reading`` that
@@ -39,11 +49,22 @@ class Pace:
         them: all then write together, which takes the least time for all.
         """
         room = self._batch - writing
-        own_s = self._own_s(writing)
-        if not writing or not under_way or own_s is None or self._per_token_s is None:
+        if not writing or not under_way:
             return room
+        own_s, token_s = self._own_s(writing), self._token_s
+        if own_s is None or self._unseen >= _LOOK_AGAIN:
+            return 0
+        if not token_s:
+            return min(_SMALLEST, room)
         allowed_s = own_s * _LESS * max(1.0, reading / writing) ** 2
-        return max(min(_SMALLEST, room), min(room, int(allowed_s / self._per_token_s)))
+        return max(min(_SMALLEST, room), min(room, int(allowed_s / token_s)))
+
+    @property
+    def _token_s(self) -> float | None:
+        """What a prompt token costs beside writers."""
+        if self._beside_s is not None or self._alone_s is None:
+            return self._beside_s
+        return self._alone_s * _DEARER
 
     def _own_s(self, writing: int) -> float | None:
         if not self._writing_s:

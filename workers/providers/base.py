@@ -1,5 +1,6 @@
 """The seam between an attempt and a provider."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
@@ -26,6 +27,18 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to turn into vectors; ``base64``: of the vectors' 32-bit floats, the least significant byte first."""
+
+    texts: list[str]
+    base64: bool = False
+    dimensions: int | None = None
+
+
+Embedding = list[float] | str
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """What was generated; ``finish_reason`` is ``stop`` or ``length``."""
 
@@ -37,10 +50,11 @@ class Meter:
     """What an attempt has used so far, kept by the provider while it runs.
 
     It stays right when the call is cancelled or fails in its middle, so that what was used is booked. Of an attempt
-    that makes several calls it keeps the sum.
+    that makes several calls it keeps the sum. ``on_text`` takes the answer as it comes, where somebody reads along.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
+        self.on_text = on_text
         self.input_tokens = 0
         self.output_tokens = 0
         self.cached_input_tokens = 0
@@ -66,6 +80,11 @@ class Meter:
         self.input_tokens = self.output_tokens = self.cached_input_tokens = self.reasoning_tokens = 0
         self.estimated = False
 
+    def write(self, text: str) -> None:
+        """Hand on a piece of the answer; from the event loop's thread."""
+        if self.on_text is not None and (storable := text.replace("\0", "")):
+            self.on_text(storable)
+
     def mark_first_token(self, at: float | None = None) -> None:
         """Note the time of the first output, now if not given; later calls change nothing."""
         if self.first_token_at is None:
@@ -73,11 +92,15 @@ class Meter:
 
 
 class ProviderError(Exception):
-    """A provider could not answer; carries why, as data."""
+    """A provider could not answer; carries why, as data.
 
-    def __init__(self, failure: JobFailure) -> None:
+    ``here``: the reason lies in this process, such as its memory, and says nothing of the LLM on other workers.
+    """
+
+    def __init__(self, failure: JobFailure, *, here: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.here = here
 
     @classmethod
     def of(cls, code: FailureCode, message: str, retry_after_s: float | None = None) -> "ProviderError":
@@ -98,3 +121,19 @@ class Provider(Protocol):
     async def close(self) -> None:
         """Free what the provider holds."""
         ...
+
+
+class EmbeddingProvider(Provider, Protocol):
+    """A provider that may also be asked for vectors."""
+
+    async def embed(self, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
+        """The vectors of some texts, in their order; otherwise as ``generate``."""
+        ...
+
+
+class WithoutEmbeddings:
+    """A provider that has no vectors to give."""
+
+    async def embed(self, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
+        """Refuse."""
+        raise ProviderError.of(FailureCode.PROVIDER_REJECTED, "this LLM does not make embeddings")

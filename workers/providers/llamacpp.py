@@ -1,14 +1,15 @@
 """The ``llamacpp`` provider: a local model in this process, many requests at once (:mod:`workers.engine`)."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from models.catalog import LLM
-from models.errors import FailureCode
+from models.errors import FailureCode, JobFailure
 from workers.engine.errors import EngineError
-from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError, WithoutEmbeddings
 
 if TYPE_CHECKING:  # workers without local models need no native library
     from workers.engine.engine import Engine
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # workers without local models need no native library
     from workers.engine.sequence import Ticket
 
 
-class LlamaCppProvider:
+class LlamaCppProvider(WithoutEmbeddings):
     """One LLM of the catalogue, on the engine that the process's host keeps for it."""
 
     def __init__(self, name: str, llm: LLM, host: "EngineHost") -> None:
@@ -30,7 +31,8 @@ class LlamaCppProvider:
         try:
             async with self._host.use(self._name) as engine:
                 # The template, the tokens and the grammar of a long request take their time.
-                submission = asyncio.create_task(asyncio.to_thread(_submit, engine, request, self._llm.stop, meter))
+                on_text = _on_text(meter)
+                submission = asyncio.create_task(asyncio.to_thread(_submit, engine, request, self._llm.stop, on_text))
                 try:
                     ticket = await asyncio.shield(submission)
                 except asyncio.CancelledError:
@@ -38,13 +40,28 @@ class LlamaCppProvider:
                     raise
                 return await _answer(ticket, meter)
         except EngineError as error:
-            raise ProviderError.of(error.code, str(error), error.retry_after_s) from None
+            here = error.code is FailureCode.OVERLOADED
+            raise ProviderError(JobFailure(error.code, str(error), error.retry_after_s), here=here) from None
 
     async def close(self) -> None:
         """The host frees the model."""
 
 
-def _submit(engine: "Engine", request: GenerationRequest, stop: tuple[str, ...], meter: Meter) -> "Ticket":
+def _on_text(meter: Meter) -> Callable[[str], None]:
+    """What takes text on the engine's thread."""
+    loop = asyncio.get_running_loop()
+
+    def take(text: str) -> None:
+        meter.mark_first_token()
+        if meter.on_text is not None:
+            loop.call_soon_threadsafe(meter.write, text)
+
+    return take
+
+
+def _submit(
+    engine: "Engine", request: GenerationRequest, stop: tuple[str, ...], on_text: Callable[[str], None]
+) -> "Ticket":
     from workers.engine.grammar import grammar_for
     from workers.engine.sequence import Work
 
@@ -54,7 +71,7 @@ def _submit(engine: "Engine", request: GenerationRequest, stop: tuple[str, ...],
         raise EngineError(FailureCode.PROVIDER_REJECTED, str(error)) from None
     grammar = grammar_for(request.response_format)
     work = Work(prompt, request.max_tokens, _sampling(request), (*request.stop, *stop), grammar)
-    return engine.submit(work, lambda _text: meter.mark_first_token())
+    return engine.submit(work, on_text)
 
 
 def _cancel_submitted(submission: "asyncio.Task[Ticket]") -> None:

@@ -1,11 +1,18 @@
 """The ``mock`` provider: behaves as the catalogue says, for tests, trials and benchmarks."""
 
 import asyncio
+import base64
+import math
 import random
+import re
+import struct
 
 from models.catalog import LLM
 from models.errors import FailureCode
-from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.base import Embedding, EmbeddingRequest, Generation, GenerationRequest, Meter, ProviderError
+
+_DIMENSIONS = 8
+_WORDS = re.compile(r"\S*\s*")
 
 
 class MockProvider:
@@ -30,9 +37,28 @@ class MockProvider:
             code = FailureCode(behaviour.error or "internal")
             raise ProviderError.of(code, f"mock: {code}", behaviour.retry_after_s)
         meter.mark_first_token()
+        text = behaviour.output.replace("{prompt}", prompt)
+        await self._write(text, meter)
         meter.output_tokens = min(behaviour.output_tokens, request.max_tokens)
         reason = "length" if behaviour.output_tokens > request.max_tokens else "stop"
-        return Generation(behaviour.output.replace("{prompt}", prompt), reason)
+        return Generation(text, reason)
+
+    async def _write(self, text: str, meter: Meter) -> None:
+        """Hand the answer on word by word."""
+        for number, word in enumerate(_WORDS.findall(text)):
+            if self._behaviour.word_s:
+                await asyncio.sleep(self._behaviour.word_s)
+            meter.write(word)
+            if self._behaviour.breaks_after_words is not None and number + 1 >= self._behaviour.breaks_after_words:
+                raise ProviderError.of(FailureCode.CONNECTION, "mock: the answer broke off")
+
+    async def embed(self, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
+        """Vectors of length 1 that depend on nothing but the text."""
+        if self._fails():
+            raise ProviderError.of(FailureCode(self._behaviour.error or "internal"), "mock: no embeddings")
+        meter.input_tokens = self._behaviour.input_tokens * len(request.texts)
+        vectors = [_vector(text, request.dimensions or _DIMENSIONS) for text in request.texts]
+        return [_in_base64(vector) if request.base64 else vector for vector in vectors]
 
     def _fails(self) -> bool:
         behaviour = self._behaviour
@@ -42,3 +68,14 @@ class MockProvider:
 
     async def close(self) -> None:
         """Nothing to free."""
+
+
+def _vector(text: str, dimensions: int) -> list[float]:
+    numbers = random.Random(text)
+    vector = [numbers.gauss(0, 1) for _ in range(dimensions)]
+    length = math.hypot(*vector)
+    return [part / length for part in vector]
+
+
+def _in_base64(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -7,8 +7,10 @@ from typing import Any
 import orjson
 
 from models.catalog import LLM
-from workers.providers.base import GenerationRequest, Meter
-from workers.providers.failures import failure_of_event
+from models.errors import FailureCode
+from models.tokens import most_tokens
+from workers.providers.base import Embedding, EmbeddingRequest, GenerationRequest, Meter, ProviderError
+from workers.providers.failures import failure_of_event, scrubbed
 from workers.providers.remote import RemoteProvider
 from workers.providers.transcript import Json, Transcript, malformed, mapping
 
@@ -47,6 +49,22 @@ class OpenAIProvider(RemoteProvider):
         """A reader of chat completions."""
         return OpenAITranscript(request, meter)
 
+    async def embed(self, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
+        """The vectors of some texts by one POST."""
+        key = self._key.value
+        body = {
+            "input": request.texts,
+            "model": self._llm.model,
+            "encoding_format": "base64" if request.base64 else "float",
+            **({"dimensions": request.dimensions} if request.dimensions is not None else {}),
+        }
+        try:
+            return _vectors(await self.ask("/embeddings", orjson.dumps(body), key), request, meter)
+        except ProviderError as error:
+            if error.failure.code is FailureCode.PROVIDER_AUTH:
+                self._key.read_again()
+            raise scrubbed(error, key) from None
+
     def adapt(self, refusal: str) -> str | None:
         """The change that makes a server of older or newer habits take the request."""
         return next((change for pattern, change in _CHANGES if pattern.search(refusal)), None)
@@ -80,6 +98,27 @@ def to_wire(request: GenerationRequest, model: str | None, dialect: frozenset[st
         "response_format": request.response_format,
     }
     return body | {name: value for name, value in optional.items() if value is not None}
+
+
+def _vectors(answer: bytes, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
+    """The vectors in an answer, in the order of the texts; what was used goes to the meter."""
+    try:
+        document = mapping(orjson.loads(answer))
+    except orjson.JSONDecodeError:
+        raise malformed("it is not JSON") from None
+    used = mapping(document.get("usage")).get("prompt_tokens")
+    meter.estimated = not isinstance(used, int)
+    meter.input_tokens = min(max(used, 0), 2**31 - 1) if isinstance(used, int) else most_tokens(request.texts)
+    meter.mark_first_token()
+    data = document.get("data")
+    if not isinstance(data, list) or len(data) != len(request.texts):
+        raise malformed("it has not one embedding for each text")
+    ordered = sorted(map(mapping, data), key=lambda entry: entry.get("index", 0))
+    wanted = str if request.base64 else list
+    vectors = [vector for entry in ordered if isinstance(vector := entry.get("embedding"), wanted)]
+    if len(vectors) != len(data):
+        raise malformed("an embedding is not in the form that was asked for")
+    return vectors
 
 
 class OpenAITranscript(Transcript):

@@ -9,7 +9,7 @@ from models.errors import ConfigurationError, FailureCode
 from workers.checking import Checker
 from workers.engine.host import EngineHost
 from workers.providers.anthropic import AnthropicProvider
-from workers.providers.base import Provider, ProviderError
+from workers.providers.base import EmbeddingProvider, ProviderError
 from workers.providers.keys import read_key
 from workers.providers.llamacpp import LlamaCppProvider
 from workers.providers.mock import MockProvider
@@ -25,7 +25,7 @@ class Providers:
         self.checker = Checker()
         self._catalog = catalog
         self._host = host
-        self._made: dict[str, Provider] = {}
+        self._made: dict[str, EmbeddingProvider] = {}
 
     def warn_of_missing_keys(self, queues: Collection[str]) -> None:
         """Say in the log which LLMs of these queues have no key: their jobs will fail with ``provider_auth``."""
@@ -36,7 +36,7 @@ class Providers:
                 except ConfigurationError as error:
                     log.warning("provider.key_missing", llm=name, problem=str(error))
 
-    def get(self, name: str) -> Provider:
+    def get(self, name: str) -> EmbeddingProvider:
         """The provider of an LLM; raises ProviderError when it is not in this worker's catalogue."""
         if name not in self._made:
             llm = self._catalog.llms.get(name)
@@ -52,7 +52,7 @@ class Providers:
             await provider.close()
         await self.checker.close()
 
-    def _make(self, name: str, llm: LLM) -> Provider:
+    def _make(self, name: str, llm: LLM) -> EmbeddingProvider:
         try:
             match llm.provider:
                 case "llamacpp":

@@ -7,7 +7,7 @@ import orjson
 
 from models.catalog import LLM
 from models.errors import FailureCode
-from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError, WithoutEmbeddings
 from workers.providers.failures import MAX_ERROR_BYTES, failure_of_status, scrubbed
 from workers.providers.http import MAX_HELD_BYTES, Answer, EventReader, Http, Limits, finish, too_large
 from workers.providers.keys import Key
@@ -16,7 +16,7 @@ from workers.providers.transcript import Json, Transcript
 _MOST_TRIES = 4
 
 
-class RemoteProvider(ABC):
+class RemoteProvider(WithoutEmbeddings, ABC):
     """One LLM behind an HTTP API.
 
     Some servers of one API do not take what others require. What they refuse by name is changed and sent again, and
@@ -65,6 +65,13 @@ class RemoteProvider(ABC):
     async def close(self) -> None:
         """Close the connections."""
         await self._http.close()
+
+    async def ask(self, path: str, body: bytes, key: str | None) -> bytes:
+        """The body that answers a POST, whole; raises ProviderError."""
+        async with self._http.post(path, self.headers(key), body) as answer:
+            if 200 <= answer.status < 300:
+                return await _rest(b"", answer.chunks())
+            raise failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
 
     async def _call(self, request: GenerationRequest, meter: Meter, key: str | None) -> Generation | None:
         """The answer, or None when the dialect was changed and the request should be sent again."""

@@ -45,6 +45,7 @@ class Transcript:
                 self._meter.mark_first_token()
             self._texts.append(text)
             self._grow(text)
+            self._meter.write(text)
 
     def add_reasoning(self, text: object) -> None:
         """Count a piece of reasoning, which is paid for and not part of the answer."""

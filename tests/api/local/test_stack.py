@@ -195,7 +195,15 @@ def test_the_demo_answers_a_real_prompt_with_a_real_model(data_dir: Path, env: M
     argv = headrace("demo", "--data-dir", str(data_dir))
     done = subprocess.run(argv, env=real, capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
-    for expected in ("smollm2-135m", "answer", "cost", "submitted to claimed", "curl -s http://"):
+    for expected in (
+        "smollm2-135m",
+        "answer",
+        "cost",
+        "submitted to claimed",
+        "curl -s http://",
+        "6 of 6 rows",
+        "Norway",
+    ):
         assert expected in done.stdout
     assert processes_of(data_dir) == []
 

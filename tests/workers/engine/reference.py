@@ -2,7 +2,7 @@
 
 Logits differ in their last bits with the batch that computes them and with what else is in the cache, so two right
 answers may part where two tokens are (nearly) equally likely. To tell these from faults, the logits after the common
-beginning are computed anew in several forms: by ``Llama`` as when it answered, all at once, and token by token; by a
+beginning are computed anew in several forms: by ``Llama`` as when it answered, all at once, and little by little; by a
 context of the engine's kind alone; and in company, where llama.cpp computes other sequences in the same batches. A
 difference is a tie if one form prefers the engine's token too, or all prefer the other by less than what such gaps
 move by between the forms. None of them uses the engine's scheduling or its sharing of beginnings.
@@ -36,7 +36,8 @@ WINDOW = 1024
 _BATCH = 512
 _COMPANIONS = 4
 _COMPANION_LENGTH = 120
-_PIECE = 24
+_PIECE = 48
+_LITTLE = 16
 _LAST = 2
 _SYSTEMS = (
     "",
@@ -98,7 +99,7 @@ class Plain:
     @property
     def forms(self) -> tuple[Form, ...]:
         """The ways to compute the same logits; the first is how :meth:`greedy` does it."""
-        cuts = (_as_answered, _at_once, _one_by_one)
+        cuts = (_as_answered, _at_once, _little_by_little)
         by_llama = (partial(self._by_llama, cut) for cut in cuts)
         return (*by_llama, self._alone, partial(self._in_company, 1), partial(self._in_company, 16))
 
@@ -114,7 +115,7 @@ class Plain:
 
     def _in_company(self, appetite: int, prompt: Tokens, answer: Tokens) -> Logits:
         """Others read 16 tokens each beside every portion of the prompt, ``appetite`` beside the last of the answer."""
-        pieces, first, last = _pieces(prompt), answer[:-_LAST], answer[-_LAST:]
+        pieces, first, last = _pieces(prompt, _PIECE), answer[:-_LAST], answer[-_LAST:]
         appetites = [16] * len(pieces) + [1] * len(first) + [appetite] * len(last)
         return self._by_context([*pieces, *_one_by_one((), answer)], appetites)
 
@@ -149,8 +150,12 @@ def _as_answered(prompt: Tokens, answer: Tokens) -> list[Tokens]:
     return [prompt, *_one_by_one((), answer)]
 
 
-def _pieces(prompt: Tokens) -> list[Tokens]:
-    return [prompt[at : at + _PIECE] for at in range(0, len(prompt), _PIECE)]
+def _pieces(tokens: Tokens, size: int) -> list[Tokens]:
+    return [tokens[at : at + size] for at in range(0, len(tokens), size)]
+
+
+def _little_by_little(prompt: Tokens, answer: Tokens) -> list[Tokens]:
+    return _pieces(prompt + answer, _LITTLE)
 
 
 def _at_once(prompt: Tokens, answer: Tokens) -> list[Tokens]:

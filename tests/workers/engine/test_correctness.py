@@ -16,7 +16,7 @@ from workers.engine.model import Model
 
 _PROMPTS = 8
 _TOKENS = 12
-_LONGEST = 100  # token by token, as ties are told, takes its time
+_LONGEST = 100  # telling ties takes its time
 
 
 def test_jobs_that_run_together_answer_as_if_each_were_alone() -> None:

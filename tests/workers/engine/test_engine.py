@@ -11,13 +11,13 @@ import pytest
 
 from models.catalog import load_catalog
 from models.errors import FailureCode
+from models.sources import resolve_source
 from workers.engine.engine import Engine, EngineOptions
 from workers.engine.errors import EngineError
 from workers.engine.grammar import grammar_for
 from workers.engine.model import Model
 from workers.engine.sampling import GREEDY, Sampling
 from workers.engine.sequence import Completion, Ticket, Work
-from workers.engine.sources import resolve_source
 
 ANSWER_S = 120
 OPTIONS = EngineOptions(parallel=8, cells=2048, context_window=512, threads=2)
@@ -40,7 +40,7 @@ def nothing_leaks(engine: Engine) -> Iterator[None]:
     engine.forget()
     assert (engine.stats.cells_used, engine.stats.sequences_kept) == (0, 0)
     assert (engine.stats.sequences_running, engine.jobs) == (0, 0)
-    assert not any(engine._context.length(sequence) for sequence in range(OPTIONS.parallel * 2))
+    assert not any(engine._context.length(sequence) for sequence in range(OPTIONS.parallel + 4))
 
 
 def chat(engine: Engine, text: str) -> list[int]:

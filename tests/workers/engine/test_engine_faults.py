@@ -97,7 +97,12 @@ def test_a_cache_that_no_memory_holds_is_refused() -> None:
 def test_the_watchdog_interrupts_first_and_gives_up_then() -> None:
     happened: list[str] = []
     gave_up = threading.Event()
-    watchdog = Watchdog(0.1, lambda: happened.append("interrupt"), lambda: (happened.append("give up"), gave_up.set()))
+
+    def give_up() -> None:
+        happened.append("give up")
+        gave_up.set()
+
+    watchdog = Watchdog(0.1, lambda: happened.append("interrupt"), give_up)
     watchdog.begin()
     began_at = monotonic()
     assert gave_up.wait(10)
@@ -127,3 +132,15 @@ engine.submit(Work([1, 2, 3], 4)).future.result()
     assert ended.returncode == os.EX_SOFTWARE
     assert "engine.step_hangs" in ended.stdout + ended.stderr
     assert monotonic() - began_at < 40
+
+
+def test_an_engine_whose_thread_would_die_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_up = threading.Event()
+    engine = Engine(open_model(), SMALL, give_up=gave_up.set)
+    monkeypatch.setattr(engine, "_fail_running", lambda _error: 1 / 0)
+    monkeypatch.setattr(engine, "_plan", lambda: 1 / 0)
+    ticket = engine.submit(ask(engine, "Say a", 4))
+    assert gave_up.wait(ANSWER_S)
+    assert not ticket.future.done()  # the end of the process answers for it
+    monkeypatch.undo()
+    engine.close()

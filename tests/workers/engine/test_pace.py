@@ -51,7 +51,22 @@ def test_what_a_prompt_token_costs_is_learnt_beside_writers_too() -> None:
     pace.learn(8, 0, 0.040)
     for _ in range(30):
         pace.learn(8, 10, 0.140)
+        pace.learn(8, 0, 0.040)
     assert pace.prompt_tokens(writing=8, reading=1) == 8
     for _ in range(30):
         pace.learn(8, 10, 0.041)
+        pace.learn(8, 0, 0.040)
     assert pace.prompt_tokens(writing=8, reading=1) > 100
+
+
+def test_now_and_then_a_step_goes_without_a_prompt_to_see_what_the_writers_take_by_now() -> None:
+    pace = Pace(512)
+    assert pace.prompt_tokens(writing=8, reading=1) == 0  # nothing is known yet
+    pace.learn(8, 0, 0.040)
+    carried = []
+    for _ in range(40):
+        tokens = pace.prompt_tokens(writing=8, reading=1)
+        pace.learn(8, tokens, 0.040 + 0.003 * tokens)
+        carried.append(tokens)
+    assert 2 <= carried.count(0) <= 4
+    assert carried[-1] == 12

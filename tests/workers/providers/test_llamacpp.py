@@ -59,6 +59,17 @@ def test_the_real_model_answers_as_the_library_itself_would(smollm: Smollm) -> N
     assert meter.first_token_at is not None
 
 
+def test_an_answer_is_handed_on_as_it_is_generated(smollm: Smollm) -> None:
+    async def main() -> tuple[list[str], str]:
+        handed_on: list[str] = []
+        generation = await smollm.provider.generate(ask("Tell me a long story.", 12), Meter(handed_on.append))
+        return handed_on, generation.text
+
+    handed_on, text = smollm.runner.run(main())
+    assert len(handed_on) > 3
+    assert "".join(handed_on) == text
+
+
 def test_an_answer_ends_at_max_tokens_with_length(smollm: Smollm) -> None:
     generation, meter = smollm.answer(ask("Tell me a long story.", max_tokens=5))
     assert generation.finish_reason == "length"

@@ -1,0 +1,1 @@
+"""Batches: many rows under one order, from the upload to the results."""

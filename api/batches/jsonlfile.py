@@ -1,0 +1,121 @@
+"""Reading JSONL: an object on each line, whose keys are the columns.
+
+Strings are cells as they are, null and what is missing are empty cells, anything else is its JSON text.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import orjson
+
+from api.batches.problems import Problems
+from api.batches.records import (
+    CHARS_AT_ONCE,
+    MAX_CELL_CHARS,
+    MAX_COLUMNS,
+    MAX_RECORD_CHARS,
+    RECORDS_AT_ONCE,
+    Group,
+    Table,
+    Unreadable,
+)
+from api.bodies import shorten
+
+_MARK = b"\xef\xbb\xbf"
+_OPENAI = {"custom_id", "method", "url", "body"}
+
+
+def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
+    """A JSONL file as a table with all the keys that its objects have; raises Unreadable.
+
+    The file is read twice: at first for the keys.
+    """
+    columns = _keys(file)
+    if not columns:
+        raise Unreadable("The file is empty.")
+    file.seek(0)
+    return Table(columns, _groups(file, columns, problems))
+
+
+def looks_like_openai(columns: Sequence[str]) -> bool:
+    """Whether the objects are requests as OpenAI's Batch API has them."""
+    return set(columns) == _OPENAI
+
+
+def _keys(file: BinaryIO) -> Sequence[str]:
+    keys: dict[str, None] = {}
+    for number, line in _lines(file):
+        try:
+            found = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if line.lstrip().startswith(b"["):
+                raise Unreadable("This is no JSONL: each line must be one whole JSON object.", number) from None
+            continue
+        if isinstance(found, dict) and not found.keys() <= keys.keys():
+            keys.update(dict.fromkeys(found))
+            if len(keys) > MAX_COLUMNS:
+                raise Unreadable(f"The objects have more than {MAX_COLUMNS:,} different keys.", number)
+            for key in found:
+                if not key or "\0" in key:
+                    raise Unreadable("A key is empty or contains the character U+0000.", number)
+    return list(keys)
+
+
+def _groups(file: BinaryIO, columns: Sequence[str], problems: Problems) -> Iterator[Group]:
+    cells: list[list[str]] = []
+    lines: list[int] = []
+    chars = 0
+    for number, line in _lines(file):
+        record = _cells(line, columns, problems, number)
+        if record is None:
+            continue
+        cells.append(record)
+        lines.append(number)
+        chars += len(line)
+        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
+            yield Group(cells, lines)
+            cells, lines, chars = [], [], 0
+    if lines:
+        yield Group(cells, lines)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines with something on them; raises Unreadable at one that is too long to be held."""
+    number = 0
+    while line := file.readline(MAX_RECORD_CHARS + 1):
+        number += 1
+        if len(line) > MAX_RECORD_CHARS:
+            raise Unreadable(f"This line has more than {MAX_RECORD_CHARS:,} bytes.", number)
+        if number == 1:
+            line = line.removeprefix(_MARK)
+        if not line.isspace():
+            yield number, line
+
+
+def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int) -> list[str] | None:
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        problems.add("file", f"This line is not JSON: {shorten(str(error), 200)}.", number)
+        return None
+    if not isinstance(found, dict):
+        problems.add("file", "This line is not a JSON object.", number)
+        return None
+    cells = list(map(_text, _values(found, columns)))
+    if b"\\u0000" in line and any("\0" in cell for cell in cells):
+        problems.add("file", "This line contains the character U+0000, which cannot be stored.", number)
+        return None
+    if len(line) > MAX_CELL_CHARS and max(map(len, cells)) > MAX_CELL_CHARS:
+        problems.add("file", f"A value has more than {MAX_CELL_CHARS:,} characters.", number)
+        return None
+    return cells
+
+
+def _values(found: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Any]:  # Any: JSON
+    return map(found.get, columns)
+
+
+def _text(value: Any) -> str:  # Any: JSON
+    if isinstance(value, str):
+        return value
+    return "" if value is None else orjson.dumps(value).decode()

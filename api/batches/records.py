@@ -1,0 +1,39 @@
+"""What the readers of CSV, JSONL and XLSX have in common: columns, and records with the lines where they begin."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+FORMATS = ("csv", "jsonl", "xlsx")
+MAX_COLUMNS = 1000
+MAX_CELL_CHARS = 1 << 20
+MAX_RECORD_CHARS = 4 << 20
+"""The most that one row may have, all its cells and what separates them together."""
+
+RECORDS_AT_ONCE = 1000
+CHARS_AT_ONCE = 1 << 20
+"""Records are handed on in groups of about so many, so that what is done once for a group costs each row little."""
+
+
+class Unreadable(Exception):
+    """A file that cannot be gone on with: what is wrong with it, as a sentence."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Records that are read together: the cells of each, and the line where each begins."""
+
+    cells: list[list[str]]
+    lines: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A file that is being read: its columns, and its records in groups."""
+
+    columns: Sequence[str]
+    groups: Iterator[Group]

@@ -1,0 +1,132 @@
+"""Wire shapes of OpenAI's API: what its clients send, and what they read."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from api.schemas import Name
+
+MIN_FILE_EXPIRY_S = 3600
+MAX_FILE_EXPIRY_S = 30 * 86_400
+
+
+class FileResource(BaseModel):
+    """A file; times in unix seconds."""
+
+    id: str = Field(examples=["file-0198c0ffee0070008000000000000000"])
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+    status_details: str | None
+
+
+class FileList(BaseModel):
+    """A page of files; the next page is asked for with ``after=<last_id>``."""
+
+    object: Literal["list"]
+    data: Sequence[FileResource]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class OutputExpiry(_Strict):
+    """When the output and error files expire, counted from when they are made."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=MIN_FILE_EXPIRY_S, le=MAX_FILE_EXPIRY_S)
+
+
+def _named(metadata: dict[str, str] | None) -> dict[str, str] | None:
+    if metadata and "" in metadata:
+        raise ValueError("a metadata key must not be empty")
+    return metadata
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+    AfterValidator(_named),
+]
+
+
+class BatchRequest(_Strict):
+    """A batch to make from an uploaded file; what is not OpenAI's is ours."""
+
+    input_file_id: str = Field(max_length=64)
+    endpoint: Literal["/v1/chat/completions", "/v1/embeddings"]
+    completion_window: str = Field(default="24h", pattern=r"^[1-9][0-9]{0,4}[mhd]$", examples=["24h", "90m"])
+    metadata: Metadata | None = None
+    output_expires_after: OutputExpiry | None = None
+    name: Name | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    max_parallel: int | None = Field(default=None, ge=1, le=1_000_000, description="Rows that run at one time.")
+    dedupe: bool = Field(default=False, description="Compute rows with the same request once.")
+    user: Name | None = None
+    team: Name | None = None
+
+
+class ChatRequest(BaseModel):
+    """A chat completion to make; besides these, the fields of a job: `fallbacks`, `priority`, `team`, ..."""
+
+    messages: list[dict[str, Any]]  # Any: see JobRequest
+    model: str | None = Field(default=None, description="An LLM's name, a tier's name, or `auto`.")
+    max_tokens: int | None = Field(default=None, description="Or `max_completion_tokens`; 256 if neither is given.")
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    response_format: dict[str, Any] | None = None  # Any: a JSON Schema
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, bool] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's chat completion; with ``stream``, chunks of it as server-sent events."""
+
+    id: str = Field(examples=["chatcmpl-0198c0ffee0070008000000000000000"])
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]  # Any: JSON
+    usage: dict[str, int]
+
+
+class EmbeddingRequest(_Strict):
+    """Texts to turn into vectors."""
+
+    input: str | list[str]
+    model: Name
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1, le=65_536)
+    user: Name | None = None
+
+
+class EmbeddingList(BaseModel):
+    """OpenAI's list of embeddings."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]  # Any: JSON
+    model: str
+    usage: dict[str, int]

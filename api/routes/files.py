@@ -1,0 +1,156 @@
+"""Files, as OpenAI's Files API has them: the input of batches, and what batches give back."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from api.auth import Caller
+from api.batches.results import openai_lines
+from api.bodies import shorten
+from api.deps import CallerDep, FileId, Services, ServicesDep, services_of
+from api.filestore import Upload, file_resource, stored_chunks
+from api.multipart import FileBegins, FormField, form_pieces
+from api.openai_schemas import FileDeleted, FileList, FileResource
+from api.openapi import answer, refusals
+from api.responses import attachment, json_response, listed
+from models.database import fetch_one, read_all, read_one
+from models.errors import FieldProblem, NotFound, ValidationFailed
+from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE
+from models.ids import FILE, from_wire, to_wire
+
+MIN_EXPIRY_S = 3600
+MAX_EXPIRY_S = 30 * 86_400
+_FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"const": "batch"},
+                    "expires_after[anchor]": {"const": "created_at"},
+                    "expires_after[seconds]": {"type": "integer", "minimum": MIN_EXPIRY_S, "maximum": MAX_EXPIRY_S},
+                },
+                "required": ["file", "purpose"],
+            }
+        }
+    },
+}
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@router.post(
+    "",
+    responses={200: answer("The file.", FileResource), **refusals(413, 415, 422)},
+    openapi_extra={"requestBody": _FORM},
+)
+async def upload_file(request: Request) -> Response:
+    """Upload a file for a batch: JSONL of OpenAI's form. An upload that is broken off leaves nothing."""
+    services = services_of(request)
+    caller = await services.authenticator.authenticate(request)
+    upload = Upload(services.engine)
+    try:
+        row = await upload.finish(_expiry(await _receive(request, services, caller, upload)))
+    except BaseException:
+        await upload.drop()
+        raise
+    return json_response(file_resource(row))
+
+
+async def _receive(request: Request, services: Services, caller: Caller, upload: Upload) -> dict[str, str]:
+    """Store the form's file; its fields."""
+    fields: dict[str, str] = {}
+    begun = False
+    async for piece in form_pieces(request, services.settings.max_upload_mb << 20):
+        match piece:
+            case bytes():
+                await upload.write(piece)
+            case FormField(name, value):
+                _require(name in _FIELDS, name, "There is no such field.")
+                fields[name] = value
+                _check_purpose(fields)
+            case FileBegins(name, filename):
+                begun = True
+                _require(name == "file", name, "There is no such field.")
+                await upload.begin(caller.tenant_id, shorten(filename, 255) or "upload.jsonl", "batch")
+    _require(begun, "file", "This field is required, with a filename.")
+    _require("purpose" in fields, "purpose", "This field is required.")
+    return fields
+
+
+@router.get("", responses={200: answer("A page of files.", FileList), **refusals(422)})
+async def list_files(
+    services: ServicesDep,
+    caller: CallerDep,
+    purpose: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """List files, newest first unless ``order`` is ``asc``."""
+    cursor = None if after is None else from_wire(FILE, after)
+    _require(after is None or cursor is not None, "after", "This is not the id of a file.")
+    params = {"tenant_id": caller.tenant_id, "purpose": purpose, "after": cursor, "limit": limit + 1}
+    rows = await read_all(services.engine, LIST_FILES[order], params)
+    return json_response(listed([file_resource(row) for row in rows], limit))
+
+
+@router.get("/{file_id}", responses={200: answer("The file.", FileResource), **refusals(404)})
+async def get_file(services: ServicesDep, caller: CallerDep, file_id: FileId) -> Response:
+    """Read what is known of a file."""
+    row = await read_one(services.engine, SELECT_FILE, {"id": file_id, "tenant_id": caller.tenant_id})
+    if row is None:
+        raise NotFound("There is no such file.")
+    return json_response(file_resource(row))
+
+
+@router.delete("/{file_id}", responses={200: answer("It is deleted.", FileDeleted), **refusals(404)})
+async def delete_file(services: ServicesDep, caller: CallerDep, file_id: FileId) -> Response:
+    """Delete a file. A batch that was made from it keeps its rows."""
+    if await fetch_one(services.engine, DELETE_FILE, {"id": file_id, "tenant_id": caller.tenant_id}) is None:
+        raise NotFound("There is no such file.")
+    return json_response({"id": to_wire(FILE, file_id), "object": "file", "deleted": True})
+
+
+@router.get("/{file_id}/content", responses={200: {"description": "The content."}, **refusals(404)})
+async def get_content(services: ServicesDep, caller: CallerDep, file_id: FileId) -> Response:
+    """Read a file's content, streamed. That of a batch's output is made from the batch's rows as they are now."""
+    row = await read_one(services.engine, SELECT_FILE, {"id": file_id, "tenant_id": caller.tenant_id})
+    if row is None:
+        raise NotFound("There is no such file.")
+    content: AsyncIterator[bytes]
+    headers = attachment(row["filename"])
+    if row["content"] == "chunks":
+        content = stored_chunks(services.engine, file_id, row["bytes"])
+        headers["content-length"] = str(row["bytes"])
+    else:
+        content = openai_lines(services.engine, row["batch_id"], failed=row["content"] == "batch_errors")
+    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
+
+
+def _check_purpose(fields: dict[str, str]) -> None:
+    purpose = fields.get("purpose", "batch")
+    _require(purpose == "batch", "purpose", f"{shorten(purpose)!r} is not supported; files are for purpose `batch`.")
+
+
+def _expiry(fields: dict[str, str]) -> int | None:
+    """Seconds until the file expires, or None: it does not."""
+    anchor, seconds = (fields.get(f"expires_after[{part}]") for part in ("anchor", "seconds"))
+    if anchor is None and seconds is None:
+        return None
+    _require(anchor == "created_at", "expires_after[anchor]", "The anchor must be `created_at`.")
+    valid = seconds is not None and seconds.isdecimal() and MIN_EXPIRY_S <= int(seconds[:9]) <= MAX_EXPIRY_S
+    _require(valid, "expires_after[seconds]", f"Send {MIN_EXPIRY_S} to {MAX_EXPIRY_S} seconds.")
+    return int(seconds or 0)
+
+
+def _require(condition: bool, field: str, message: str) -> None:
+    if not condition:
+        field = shorten(field)
+        raise ValidationFailed(f"{field}: {message}", param=field, problems=[FieldProblem(field, message)])

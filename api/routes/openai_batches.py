@@ -1,0 +1,90 @@
+"""Making a batch of an uploaded file, as OpenAI's Batch API does."""
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.auth import Caller
+from api.batches.schemas import BatchResource
+from api.batches.view import RATE_S, batch_to_wire
+from api.batches.windows import window_seconds
+from api.bodies import JsonObject, read_json_object
+from api.deps import Services, services_of
+from api.errors import validation_failed
+from api.openai_requests import refused
+from api.openai_schemas import BatchRequest
+from api.openapi import answer, body_of, refusals
+from api.responses import json_response
+from api.routes.jobs import DirectRoute
+from models.batch import SELECT_BATCH
+from models.database import dump_json, fetch_all, read_one
+from models.errors import FieldProblem, NotFound
+from models.file import SELECT_FILE
+from models.ids import FILE, from_wire, new_id
+from models.job import PRIORITIES
+from models.validation import RECORD_BATCH
+
+router = APIRouter(tags=["Batches"], route_class=DirectRoute)
+
+_EXAMPLE = {"input_file_id": "file-...", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+
+@router.post(
+    "/v1/batches",
+    responses={200: answer("The batch.", BatchResource), **refusals(404, 413, 415, 422)},
+    openapi_extra={"requestBody": body_of(BatchRequest, _EXAMPLE)},
+)
+async def create_batch(request: Request) -> Response:
+    """Make a batch of an uploaded file. It is `validating` until its file has been read: then it begins, or it is
+    `failed` and `errors` has what is wrong with each line; nothing of it has cost anything."""
+    services = services_of(request)
+    caller = await services.authenticator.authenticate(request)
+    wanted = _parse(await read_json_object(request, services.settings.max_body_bytes))
+    file_id = from_wire(FILE, wanted.input_file_id)
+    params = {"id": file_id, "tenant_id": caller.tenant_id}
+    file = None if file_id is None else await read_one(services.engine, SELECT_FILE, params)
+    if file is None or file["content"] != "chunks":
+        raise NotFound("There is no such file for a batch.", param="input_file_id")
+    columns = _columns(wanted, caller) | {"input_file_id": file_id}
+    await fetch_all(services.engine, RECORD_BATCH, columns)
+    await services.validators.take(columns["id"], file["bytes"])
+    return await _response(services, caller, columns)
+
+
+def _parse(body: JsonObject) -> BatchRequest:
+    try:
+        wanted = BatchRequest.model_validate({name: value for name, value in body.items() if value is not None})
+    except ValidationError as error:
+        raise validation_failed(error.errors(include_url=False, include_input=False)) from None
+    if window_seconds(wanted.completion_window) is None:
+        raise refused([FieldProblem("completion_window", "Send a window such as 90m, 24h or 7d, of 30 days at most.")])
+    return wanted
+
+
+def _columns(wanted: BatchRequest, caller: Caller) -> JsonObject:
+    expiry = wanted.output_expires_after
+    return {
+        "id": new_id(),
+        "tenant_id": caller.tenant_id,
+        "api_key_id": caller.api_key_id,
+        "endpoint": wanted.endpoint,
+        "name": wanted.name,
+        "dedupe": wanted.dedupe,
+        "priority": PRIORITIES[wanted.priority],
+        "max_parallel": wanted.max_parallel,
+        "completion_window": wanted.completion_window,
+        "end_user": wanted.user,
+        "team": wanted.team,
+        "labels": dump_json(wanted.metadata or {}),
+        "output_expires_s": None if expiry is None else expiry.seconds,
+        "expires_in": window_seconds(wanted.completion_window),
+    }
+
+
+async def _response(services: Services, caller: Caller, columns: JsonObject) -> Response:
+    params = {"id": columns["id"], "tenant_id": caller.tenant_id, "rate_s": RATE_S}
+    row = await read_one(services.engine, SELECT_BATCH, params)
+    if row is None:  # nobody deletes batches
+        raise NotFound("There is no such batch.")
+    return json_response(batch_to_wire(row))

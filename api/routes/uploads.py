@@ -1,0 +1,180 @@
+"""A spreadsheet in, a batch out: ``POST /v1/batches/upload``."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from typing import BinaryIO
+
+import structlog
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from api.auth import Caller
+from api.batches.estimates import estimate
+from api.batches.forms import Form, read_form
+from api.batches.orders import Order, Taken
+from api.batches.schemas import BatchEstimate, BatchResource
+from api.bodies import shorten
+from api.deps import Services, services_of
+from api.multipart import FileBegins, FormField, FormPiece, form_pieces
+from api.openapi import answer, refusals
+from api.responses import json_response
+from api.routes.batches import batch_response
+from api.waiting import disconnected
+from models.database import read_all
+from models.errors import FieldProblem, Unavailable, ValidationFailed
+from models.feeding import SELECT_CAPACITY
+from models.ids import BATCH, to_wire
+from models.wakeups import DUE
+
+STALL_S = 60.0
+_WRITE_BYTES = 1 << 20
+
+_TEXT = {"type": "string"}
+_AS_JSON = {**_TEXT, "description": "As a job's, in JSON."}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary", "description": "CSV, JSONL or .xlsx."},
+                    "prompt": {**_TEXT, "description": "A template, such as `Classify: {{text}}`."},
+                    "system": {**_TEXT, "description": "The system's message; a template too."},
+                    "id_column": {**_TEXT, "description": "The column with each row's `custom_id`, if there is one."},
+                    "completion_window": {**_TEXT, "default": "24h", "examples": ["1h", "24h", "7d"]},
+                    "max_parallel": {"type": "integer", "minimum": 1},
+                    "dedupe": {"type": "boolean", "description": "Compute rows with equal prompts once."},
+                    "dry_run": {"type": "boolean", "description": "Check and estimate; store nothing."},
+                    "name": {**_TEXT, "maxLength": 256},
+                    "delimiter": {
+                        **_TEXT,
+                        "description": "Of a CSV; sniffed among comma, semicolon and tab if absent.",
+                    },
+                    "format": {"enum": ["csv", "jsonl", "xlsx"]},
+                    **dict.fromkeys(("model", "priority", "user", "team", "fallbacks", "max_cost_usd"), _TEXT),
+                    **{name: {"type": "integer"} for name in ("max_tokens", "seed", "top_k")},
+                    **{
+                        name: {"type": "number"}
+                        for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
+                    },
+                    **dict.fromkeys(("stop", "response_format", "metadata"), _AS_JSON),
+                },
+            }
+        }
+    },
+}
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/v1/batches", tags=["Batches"])
+
+
+@router.post(
+    "/upload",
+    status_code=202,
+    responses={
+        200: answer("What the batch would come to (`dry_run`).", BatchEstimate),
+        202: answer("The batch is recorded.", BatchResource, "Location", "RateLimit", "RateLimit-Policy"),
+        **refusals(402, 404, 413, 415, 422, 429),
+    },
+    openapi_extra={"requestBody": _FORM},
+)
+async def upload_batch(request: Request) -> Response:
+    """Make a batch of a file: a job for each row. It is taken whole or refused whole, with every problem named."""
+    services = services_of(request)
+    caller = await services.authenticator.authenticate(request)
+    with services.uploads.one_of(caller.tenant_id):
+        headers = {} if caller.plan is None else (await services.limiter.admit(caller, 0)).headers
+        services.clerks.prepare()
+        with await asyncio.to_thread(tempfile.TemporaryFile) as file:
+            pieces = form_pieces(request, services.settings.max_upload_mb << 20)
+            try:
+                filename, fields = await _receive(pieces, file)
+            except OSError as error:
+                log.error("uploads.not_kept", error=str(error))
+                raise Unavailable("There is no room to keep the file in now.", retry_after_s=60) from None
+            form = read_form(fields)
+            order = _order(services, caller, filename, fields)
+            taken = await _unless_gone(request, services, order, file)
+    if taken.batch_id is None:
+        return json_response(await _estimated(services, form, taken), headers=headers)
+    services.wakeups.announce(DUE)
+    location = {"location": f"/v1/batches/{to_wire(BATCH, taken.batch_id)}"}
+    return await batch_response(services, caller, taken.batch_id, 202, {**headers, **location})
+
+
+async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[str, dict[str, str]]:
+    """Keep the form's file; its name and the fields. Raises ClientDisconnect for one that stalls."""
+    fields: dict[str, str] = {}
+    filename: str | None = None
+    held = bytearray()
+    while (piece := await _next(pieces)) is not None:
+        match piece:
+            case bytes():
+                held += piece
+                if len(held) >= _WRITE_BYTES:
+                    await asyncio.to_thread(file.write, bytes(held))
+                    held.clear()
+            case FormField(name, value):
+                if name == "file":
+                    _refuse("Send the file with a filename.")
+                fields[name] = value
+            case FileBegins(name, filename):
+                if name != "file":
+                    _refuse(f"There is no such field: {shorten(name)}.")
+    if filename is None:
+        _refuse("This field is required, with a filename.")
+    await asyncio.to_thread(file.write, bytes(held))
+    await asyncio.to_thread(file.seek, 0)
+    return filename or "", fields
+
+
+async def _next(pieces: AsyncIterator[FormPiece]) -> FormPiece | None:
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await anext(pieces, None)
+    except TimeoutError:
+        raise ClientDisconnect from None
+
+
+async def _unless_gone(request: Request, services: Services, order: Order, file: BinaryIO) -> Taken:
+    """Have the file taken in; when the caller hangs up meanwhile, nothing of it is stored."""
+    work = asyncio.create_task(services.clerks.take_in(order, file))
+    gone = asyncio.create_task(disconnected(request.receive))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+def _order(services: Services, caller: Caller, filename: str, fields: dict[str, str]) -> Order:
+    settings = services.settings
+    return Order(
+        tenant_id=caller.tenant_id,
+        api_key_id=caller.api_key_id,
+        filename=filename,
+        fields=fields,
+        vitals=dict(services.vitals.llms),
+        database_url=settings.database_url,
+        catalog=settings.catalog,
+        optional_llms=settings.optional_llms,
+        max_rows=settings.max_batch_rows,
+    )
+
+
+async def _estimated(services: Services, form: Form, taken: Taken) -> object:
+    queue = services.catalog.queue_of(taken.route[0])
+    rows = await read_all(services.engine, SELECT_CAPACITY, {"queues": [queue]})
+    return estimate(form, taken, services.catalog, services.vitals.llms, int(rows[0]["capacity"]))
+
+
+def _refuse(message: str) -> None:
+    raise ValidationFailed(f"file: {message}", param="file", problems=[FieldProblem("file", message)])

@@ -1,0 +1,105 @@
+"""Files: what callers upload and what batches give back, kept in Postgres in chunks."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, PrimaryId
+
+CHUNK_BYTES = 1 << 20
+
+
+class File(Base):
+    """A file of a tenant's. Its content is in chunks, or, for the output of a batch (``content`` says which), made
+    from the batch's rows when it is read; ``bytes`` is then its size when the batch ended.
+
+    ``bytes`` is -1 while a file is being uploaded; nobody sees it then, and ``expires_at`` is an hour after its
+    latest chunk, so that what a dead process leaves is swept away.
+    """
+
+    __tablename__ = "files"
+    __table_args__ = (
+        CheckConstraint("content IN ('chunks', 'batch_output', 'batch_errors')", name="content_known"),
+        Index(None, "tenant_id", "id"),
+        Index(None, "expires_at"),
+    )
+
+    id: Mapped[PrimaryId]
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    content: Mapped[str] = mapped_column(server_default="chunks")
+    batch_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+
+
+class FileChunk(Base):
+    """A piece of a file's content; ``number`` counts from 0."""
+
+    __tablename__ = "file_chunks"
+
+    file_id: Mapped[UUID] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+_COLUMNS = "id, purpose, filename, bytes, content, batch_id, created_at, expires_at"
+_THERE = "tenant_id = :tenant_id AND bytes >= 0 AND (expires_at IS NULL OR expires_at > now())"
+
+BEGIN_FILE = text("""
+    INSERT INTO files (id, tenant_id, purpose, filename, bytes, expires_at)
+    VALUES (:id, :tenant_id, :purpose, :filename, -1, now() + interval '1 hour')
+""")
+"""Begin an upload."""
+
+ADD_CHUNK = text("""
+    WITH renewed AS (
+        UPDATE files SET expires_at = now() + interval '1 hour' WHERE id = :id AND bytes = -1 RETURNING id
+    )
+    INSERT INTO file_chunks (file_id, number, data) SELECT id, :number, :data FROM renewed
+    RETURNING number
+""")
+"""Add a piece to an upload; no row when the upload has been swept away."""
+
+FINISH_FILE = text(f"""
+    UPDATE files
+    SET bytes = :bytes, created_at = now(),
+        expires_at = now() + make_interval(secs => CAST(:expires_in_s AS double precision))
+    WHERE id = :id AND bytes = -1
+    RETURNING {_COLUMNS}
+""")
+"""Make an upload a file, for ever if ``expires_in_s`` is null."""
+
+DROP_UPLOAD = text("DELETE FROM files WHERE id = :id AND bytes = -1")
+"""Forget an upload that was broken off."""
+
+SELECT_FILE = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id AND {_THERE}")
+"""A tenant's file."""
+
+LIST_FILES = {
+    order: text(f"""
+        SELECT {_COLUMNS} FROM files
+        WHERE {_THERE} AND (CAST(:purpose AS text) IS NULL OR purpose = :purpose)
+          AND (CAST(:after AS uuid) IS NULL OR id {sign} :after)
+        ORDER BY id {order} LIMIT :limit
+    """)
+    for order, sign in (("asc", ">"), ("desc", "<"))
+}
+"""A page of a tenant's files, by order; ``after`` is the last id of the page before."""
+
+DELETE_FILE = text("DELETE FROM files WHERE id = :id AND tenant_id = :tenant_id AND bytes >= 0 RETURNING id")
+"""Forget a tenant's file."""
+
+SELECT_CHUNK = text("SELECT data FROM file_chunks WHERE file_id = :id AND number = :number")
+"""A piece of a file."""
+
+SWEEP_FILES = text("""
+    DELETE FROM files WHERE id IN (
+        SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+    RETURNING id
+""")
+"""Forget files that are past their time, and uploads that nobody goes on with."""

@@ -1,0 +1,51 @@
+"""Batches whose input file is still to be read (``validating``): who reads one, and what becomes of it.
+
+Whoever reads a batch's file holds a lock that is its connection's: when that process dies, the lock is free and another
+one begins anew, since nothing of the rows is kept before all have been read.
+"""
+
+from sqlalchemy import text
+
+_FIRST_KEY = 1_914_007_353
+"""Keeps these locks apart from other advisory locks of two keys; arbitrary."""
+
+RECORD_BATCH = text("""
+    INSERT INTO batches (id, tenant_id, api_key_id, status, endpoint, name, dedupe, priority, max_parallel,
+                         completion_window, end_user, team, labels, input_file_id, output_expires_s, expires_at)
+    VALUES (:id, :tenant_id, :api_key_id, 'validating', :endpoint, :name, :dedupe, :priority, :max_parallel,
+            :completion_window, :end_user, :team, CAST(:labels AS jsonb), :input_file_id, :output_expires_s,
+            now() + make_interval(secs => :expires_in))
+""")
+"""Record a batch before its file is read."""
+
+LOCK_UNREAD = text(f"SELECT pg_try_advisory_lock({_FIRST_KEY}, hashtext(CAST(:id AS text))) AS locked")
+"""Make this connection the one that reads a batch's file; false when another one does."""
+
+UNLOCK_UNREAD = text(f"SELECT pg_advisory_unlock({_FIRST_KEY}, hashtext(CAST(:id AS text))) AS unlocked")
+
+SELECT_UNREAD = text(f"""
+    SELECT b.id FROM batches b
+    WHERE b.status = 'validating' AND b.expires_at > now() AND b.created_at < now() - interval '2 seconds'
+      AND NOT EXISTS (
+        SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+        WHERE l.locktype = 'advisory' AND l.classid = {_FIRST_KEY} AND l.objsubid = 2
+          AND l.objid = CAST(CAST(hashtext(b.id::text) AS bigint) & 4294967295 AS oid))
+    ORDER BY b.id LIMIT :limit
+""")
+"""Batches whose file nobody reads."""
+
+SELECT_TO_READ = text("""
+    SELECT b.id, b.tenant_id, b.api_key_id, b.endpoint, b.name, b.dedupe, b.priority, b.max_parallel,
+           b.completion_window, b.end_user, b.team, b.labels, b.input_file_id, b.output_expires_s,
+           extract(epoch FROM b.expires_at - b.created_at)::float AS expires_in, f.bytes AS file_bytes
+    FROM batches b LEFT JOIN files f ON f.id = b.input_file_id
+    WHERE b.id = :id AND b.status = 'validating'
+""")
+"""A batch whose file is still to be read, with the file's size, null if it is deleted."""
+
+REFUSE_BATCH = text("""
+    UPDATE batches SET status = 'failed', failed_at = now(), errors = CAST(:errors AS jsonb)
+    WHERE id = :id AND status = 'validating'
+    RETURNING id
+""")
+"""End a batch whose file cannot be used."""

@@ -1,0 +1,186 @@
+"""Batches of uploaded files begin with all their rows, or fail with all their problems and cost nothing."""
+
+import json
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.batches.validation import validate
+from models.catalog import load_catalog
+from models.database import create_engine, fetch_all, fetch_one
+from models.ids import BATCH, from_wire
+from models.routing import Router
+from models.validation import RECORD_BATCH, SELECT_UNREAD
+from models.wakeups import Wakeups
+from tests.api.acting import Json, Tenant, code_of, until
+from tests.api.conftest import CATALOG
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+
+
+def line(custom_id: str, **body: object) -> Json:
+    content = {"model": "wide", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 10} | body
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": content}
+
+
+async def upload(client: httpx.AsyncClient, lines: list[Json]) -> str:
+    content = "\n".join(map(json.dumps, lines)).encode()
+    form = {"purpose": "batch"}
+    response = await client.post("/v1/files", files={"file": ("rows.jsonl", content)}, data=form)
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"])
+
+
+async def create(client: httpx.AsyncClient, file_id: str, **fields: object) -> httpx.Response:
+    wanted = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"} | fields
+    return await client.post("/v1/batches", json=wanted)
+
+
+async def budget(client: httpx.AsyncClient, limit_usd: str) -> None:
+    wanted = {"scope": "tenant", "window": "total", "limit_usd": limit_usd}
+    assert (await client.put("/v1/budgets", json=wanted)).is_success
+
+
+async def reserved(client: httpx.AsyncClient) -> str:
+    (found,) = (await client.get("/v1/budgets")).json()["data"]
+    return str(found["reserved_usd"])
+
+
+async def test_a_small_file_is_read_at_once_and_its_rows_are_reserved_for(client: httpx.AsyncClient) -> None:
+    await budget(client, "1.00")
+    file_id = await upload(client, [line("a"), line("b", temperature=0)])
+    response = await create(client, file_id, metadata={"k": "v"}, completion_window="90m", name="night", priority="low")
+    batch = response.json()
+    assert response.status_code == 200
+    assert (batch["status"], batch["model"], batch["metadata"]) == ("in_progress", "wide", {"k": "v"})
+    assert (batch["input_file_id"], batch["name"], batch["priority"]) == (file_id, "night", "low")
+    assert batch["request_counts"] == {"total": 2, "completed": 0, "failed": 0}
+    assert batch["expires_at"] - batch["created_at"] == 90 * 60
+    assert batch["errors"] is None
+    # Each: 2 bytes, 16 for a message and 128 for a request at 1 USD, and 10 tokens of answer at 10 USD per million.
+    assert await reserved(client) == "0.000492"
+
+
+async def test_a_file_with_problems_makes_a_failed_batch_that_costs_nothing(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await budget(client, "1.00")
+    file_id = await upload(client, [line("a"), line("a"), line("b", tools=[{}]), line("c", model="none")])
+    batch = (await create(client, file_id)).json()
+    assert (batch["status"], batch["failed_at"] is not None) == ("failed", True)
+    told = [(error["line"], error["param"], error["code"]) for error in batch["errors"]["data"]]
+    assert told == [
+        (2, "custom_id", "duplicate_custom_id"),
+        (3, "tools", "validation_failed"),
+        (4, "model", "model_not_found"),
+    ]
+    assert await reserved(client) == "0.000000"
+    rows = "SELECT FROM batch_rows WHERE batch_id = :id"
+    assert not await fetch_all(engine, text(rows), {"id": from_wire(BATCH, batch["id"])})
+
+
+async def test_a_batch_that_does_not_fit_its_budget_fails(client: httpx.AsyncClient) -> None:
+    await budget(client, "0.000300")
+    batch = (await create(client, await upload(client, [line("a"), line("b")]))).json()
+    (error,) = batch["errors"]["data"]
+    assert (batch["status"], error["code"], error["line"]) == ("failed", "budget_exceeded", None)
+    assert await reserved(client) == "0.000000"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"input_file_id": "file-01a1fcbec45f76958cf469824f9538bf"}, 404, "input_file_id"),
+        ({"input_file_id": "nonsense"}, 404, "input_file_id"),
+        ({"endpoint": "/v1/completions"}, 422, "endpoint"),
+        ({"completion_window": "31d"}, 422, "completion_window"),
+        ({"completion_window": "1w"}, 422, "completion_window"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 5}}, 422, "output_expires_after.seconds"),
+        ({"metadata": {"k": 1}}, 422, "metadata.k"),
+        ({"color": "red"}, 422, "color"),
+    ],
+)
+async def test_what_is_wrong_with_a_batch_itself_is_refused(
+    client: httpx.AsyncClient, fields: Json, status: int, param: str
+) -> None:
+    response = await create(client, await upload(client, [line("a")]), **fields)
+    code_of(response)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+    assert (await client.get("/v1/batches")).json()["data"] == []
+
+
+async def test_another_tenants_file_cannot_be_used(client: httpx.AsyncClient, stranger: httpx.AsyncClient) -> None:
+    file_id = await upload(client, [line("a")])
+    assert code_of(await create(stranger, file_id)) == "not_found"
+
+
+async def test_a_large_file_is_read_by_a_process_of_its_own(client: httpx.AsyncClient) -> None:
+    lines = [line(f"r{number}", user=None) for number in range(3000)]
+    batch = (await create(client, await upload(client, lines), dedupe=True)).json()
+    assert (batch["status"], batch["request_counts"]["total"]) == ("validating", 0)
+
+    async def has_begun() -> bool:
+        batch.update((await client.get(f"/v1/batches/{batch['id']}")).json())
+        return bool(batch["status"] != "validating")
+
+    await until(has_begun, 30)
+    assert (batch["status"], batch["request_counts"]["total"]) == ("in_progress", 3000)
+
+
+async def record(engine: AsyncEngine, client: httpx.AsyncClient, tenant: Tenant, file_id: str) -> UUID:
+    """A batch that some API process recorded, and died before it read the file."""
+    columns: dict[str, Any] = dict.fromkeys(("name", "max_parallel", "end_user", "team", "output_expires_s"))
+    row = await fetch_one(engine, text("SELECT gen_random_uuid() AS id"))
+    assert row is not None
+    columns |= {"id": row["id"], "tenant_id": tenant.id, "api_key_id": None, "endpoint": CHAT, "dedupe": False}
+    columns |= {"priority": 1, "completion_window": "24h", "labels": "{}", "expires_in": 86_400}
+    await fetch_all(engine, RECORD_BATCH, columns | {"input_file_id": file_id.removeprefix("file-")})
+    old = text("UPDATE batches SET created_at = now() - interval '1 minute' WHERE id = :id")
+    await fetch_all(engine, old, {"id": row["id"]})
+    return UUID(str(row["id"]))
+
+
+async def unread(engine: AsyncEngine) -> set[UUID]:
+    return {row["id"] for row in await fetch_all(engine, SELECT_UNREAD, {"limit": 100})}
+
+
+async def test_a_batch_whose_reader_died_is_taken_up_and_one_that_is_read_is_left_alone(
+    client: httpx.AsyncClient, engine: AsyncEngine, tenant: Tenant, api_database_url: str, api_redis_url: str
+) -> None:
+    batch_id = await record(engine, client, tenant, await upload(client, [line("a")]))
+    catalog, wakeups = load_catalog(CATALOG), Wakeups(api_redis_url)
+    with psycopg.connect(api_database_url.replace("+psycopg", ""), autocommit=True) as reader:
+        reader.execute("SELECT pg_advisory_lock(1914007353, hashtext(%s))", [str(batch_id)])
+        assert batch_id not in await unread(engine)
+    await until(lambda: _is_in(batch_id, engine))
+    own = create_engine(api_database_url, name="reader", pool_size=3)
+    await validate(own, batch_id, catalog, Router(catalog), wakeups)
+    await own.dispose()
+    await wakeups.close()
+    assert (await client.get(f"/v1/batches/batch_{batch_id.hex}")).json()["status"] == "in_progress"
+    assert batch_id not in await unread(engine)
+
+
+async def _is_in(batch_id: UUID, engine: AsyncEngine) -> bool:
+    return batch_id in await unread(engine)
+
+
+async def test_a_batch_whose_file_is_deleted_before_it_is_read_fails(
+    client: httpx.AsyncClient, engine: AsyncEngine, tenant: Tenant
+) -> None:
+    file_id = await upload(client, [line("a")])
+    batch_id = await record(engine, client, tenant, file_id)
+    await client.delete(f"/v1/files/{file_id}")
+
+    async def has_failed() -> bool:
+        batch = (await client.get(f"/v1/batches/batch_{batch_id.hex}")).json()
+        return bool(batch["status"] == "failed" and batch["errors"]["data"][0]["param"] == "input_file_id")
+
+    await until(has_failed, 30)

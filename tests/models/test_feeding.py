@@ -1,0 +1,58 @@
+"""Which batch gets the next places: the rule by itself."""
+
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.feeding import Hungry, share_out
+
+PLENTY = 10**9
+
+
+def hungry(number: int, *, priority: int = 1, unfinished: int = 0, unpublished: int = 0, most: int = PLENTY) -> Hungry:
+    return Hungry(UUID(int=number), priority, unfinished, unpublished, most)
+
+
+def shares(*batches: Hungry, buffer: int) -> list[int]:
+    given_out = share_out(batches, buffer)
+    return [given_out.get(batch.id, 0) for batch in batches]
+
+
+def test_batches_of_one_tenant_share_its_buffer() -> None:
+    assert shares(hungry(1), hungry(2), buffer=10) == [5, 5]
+
+
+def test_a_batch_that_came_later_catches_up_first() -> None:
+    assert shares(hungry(1, unfinished=30, unpublished=4), hungry(2), buffer=20) == [0, 16]
+    assert shares(hungry(1, unfinished=6), hungry(2), buffer=10) == [2, 8]
+
+
+def test_no_batch_gets_more_than_its_max_parallel_leaves() -> None:
+    assert shares(hungry(1, unfinished=3, most=4), hungry(2), buffer=10) == [1, 9]
+    assert shares(hungry(1, unfinished=9, most=4), buffer=10) == [0]
+
+
+def test_batches_of_higher_priority_go_first_and_the_others_get_what_is_left() -> None:
+    high, low = hungry(1, priority=0), hungry(2, priority=2, unfinished=8, unpublished=8)
+    assert shares(high, low, buffer=8) == [8, 0]
+    assert shares(hungry(1, priority=0, most=3), hungry(2, priority=2), buffer=8) == [3, 5]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60)), min_size=1, max_size=8),
+    st.integers(0, 50),
+)
+def test_the_buffer_is_filled_and_never_more(rows: list[tuple[int, int, int]], buffer: int) -> None:
+    batches = [
+        hungry(number, unfinished=unfinished, unpublished=min(unpublished, unfinished), most=most)
+        for number, (unfinished, unpublished, most) in enumerate(rows)
+    ]
+    got = shares(*batches, buffer=buffer)
+    room = max(0, buffer - sum(batch.unpublished for batch in batches))
+    assert sum(got) == min(room, sum(batch.free for batch in batches))
+    levels = [batch.unfinished + share for batch, share in zip(batches, got, strict=True) if share]
+    for batch, share in zip(batches, got, strict=True):
+        assert share <= batch.free
+        if share < batch.free:
+            assert all(level <= batch.unfinished + share + 1 for level in levels)

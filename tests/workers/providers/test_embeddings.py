@@ -1,0 +1,146 @@
+"""Vectors from an OpenAI-compatible server and from the mock, and answers that are handed on as they come."""
+
+import asyncio
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+
+from models.errors import FailureCode
+from models.pricing import Usage
+from models.tokens import most_tokens
+from tests.workers.providers.calling import REQUEST, llm
+from tests.workers.providers.scripted import Call, Server, serve
+from workers.providers.anthropic import AnthropicProvider
+from workers.providers.base import Embedding, EmbeddingRequest, Meter, ProviderError
+from workers.providers.mock import MockProvider
+from workers.providers.openai import OpenAIProvider
+
+TEXTS = EmbeddingRequest(["one", "two"], dimensions=2)
+ANSWER = {
+    "data": [{"index": 1, "embedding": [3.0, 4.0]}, {"index": 0, "embedding": [1.0, 2.0]}],
+    "usage": {"prompt_tokens": 5, "total_tokens": 5},
+}
+
+
+def embed(
+    status: int, answer: object, request: EmbeddingRequest = TEXTS
+) -> tuple[list[Embedding] | ProviderError, Meter, Server]:
+    """Ask a server that gives one answer."""
+
+    async def handler(call: Call) -> None:
+        await call.answer(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+    async def main() -> tuple[list[Embedding] | ProviderError, Meter, Server]:
+        async with serve(handler) as server:
+            provider, meter = OpenAIProvider(llm("openai", server.url, embeddings=True)), Meter()
+            try:
+                return await provider.embed(request, meter), meter, server
+            except ProviderError as error:
+                return error, meter, server
+            finally:
+                await provider.close()
+
+    return asyncio.run(main())
+
+
+def test_vectors_come_in_the_order_of_the_texts() -> None:
+    vectors, meter, server = embed(200, ANSWER)
+    assert vectors == [[1.0, 2.0], [3.0, 4.0]]
+    assert meter.usage == Usage(5, 0)
+    assert server.calls[0].path == "/v1/embeddings"
+    asked = {"input": ["one", "two"], "model": "their-name", "encoding_format": "float", "dimensions": 2}
+    assert server.calls[0].body == asked
+
+
+def test_what_the_server_does_not_count_is_estimated_from_above() -> None:
+    _, meter, _ = embed(200, ANSWER | {"usage": None})
+    assert meter.usage == Usage(most_tokens(TEXTS.texts), 0, estimated=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "code"),
+    [
+        (400, {"error": {"message": "dimensions?"}}, FailureCode.PROVIDER_REJECTED),
+        (401, {}, FailureCode.PROVIDER_AUTH),
+        (429, {}, FailureCode.RATE_LIMITED),
+        (200, b"<html>", FailureCode.OVERLOADED),
+        (200, {"data": ANSWER["data"][:1]}, FailureCode.OVERLOADED),  # type: ignore[index]  # a list
+        (200, {"data": [{"embedding": "AAA="}] * 2}, FailureCode.OVERLOADED),
+        (200, {"data": [1, 2]}, FailureCode.OVERLOADED),
+    ],
+)
+def test_other_answers_are_failures(status: int, answer: Any, code: FailureCode) -> None:
+    error, _, _ = embed(status, answer)
+    assert isinstance(error, ProviderError)
+    assert error.failure.code is code
+
+
+def test_the_mocks_vectors_depend_on_the_text_alone_in_either_form() -> None:
+    async def main(request: EmbeddingRequest) -> list[Embedding]:
+        return await MockProvider(llm("mock", "", embeddings=True)).embed(request, Meter())
+
+    plain = asyncio.run(main(TEXTS))
+    assert plain == asyncio.run(main(TEXTS))
+    assert plain[0] != plain[1]
+    encoded = asyncio.run(main(EmbeddingRequest(TEXTS.texts, base64=True, dimensions=2)))
+    assert struct.unpack("<2f", base64.b64decode(str(encoded[0]))) == pytest.approx(plain[0])
+
+
+def test_an_llm_without_embeddings_refuses() -> None:
+    async def main() -> None:
+        provider = AnthropicProvider(llm("anthropic", "http://127.0.0.1:1"))
+        try:
+            await provider.embed(TEXTS, Meter())
+        finally:
+            await provider.close()
+
+    with pytest.raises(ProviderError) as caught:
+        asyncio.run(main())
+    assert caught.value.failure.code is FailureCode.PROVIDER_REJECTED
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_an_answer_is_handed_on_piece_by_piece_as_it_comes(kind: str) -> None:
+    """The second piece is sent only after the first was handed on."""
+
+    async def main() -> tuple[list[str], str]:
+        handed_on: list[str] = []
+        first = asyncio.Event()
+
+        def take(text: str) -> None:
+            handed_on.append(text)
+            first.set()
+
+        async def handler(call: Call) -> None:
+            await call.begin()
+            await call.event(_delta(kind, "hel\0"))
+            await first.wait()
+            await call.event(_delta(kind, "lo"))
+            for event in _ends(kind):
+                await call.event(event)
+            await call.end()
+
+        async with serve(handler) as server:
+            made = (OpenAIProvider if kind == "openai" else AnthropicProvider)(llm(kind, server.url))
+            try:
+                generation = await made.generate(REQUEST, Meter(take))
+            finally:
+                await made.close()
+        return handed_on, generation.text
+
+    assert asyncio.run(main()) == (["hel", "lo"], "hel\0lo")
+
+
+def _delta(kind: str, text: str) -> dict[str, Any]:
+    if kind == "openai":
+        return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+    return {"type": "content_block_delta", "delta": {"type": "text_delta", "text": text}}
+
+
+def _ends(kind: str) -> list[dict[str, Any]]:
+    if kind == "openai":
+        return [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
+    return [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}]
