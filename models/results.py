@@ -45,6 +45,7 @@ SELECT_ANSWER = text(f"""
 """)
 """The answer of a tenant's completed job as OpenAI's clients expect it."""
 
+# Each row's job is looked up by itself (LIMIT): a join planned as a whole would read the batch for every page of it.
 _ANSWERS = """
     SELECT r.number, r.line, r.custom_id, r.cells, b.columns, b.id AS batch_id, j.id AS job_id, j.finished_at,
            j.result, j.error,
@@ -55,9 +56,14 @@ _ANSWERS = """
            CASE WHEN r.same_as IS NULL THEN coalesce(j.cost_usd, 0) ELSE 0 END::numeric(18, 6)::text AS cost_usd
     FROM batches b
     JOIN batch_rows r ON r.batch_id = b.id
-    LEFT JOIN batch_rows f ON f.batch_id = r.batch_id AND f.number = r.same_as
-    LEFT JOIN jobs j ON j.batch_id = b.id AND j.batch_row = coalesce(f.number, r.number)
-                    AND j.batch_round = coalesce(f.round, r.round)
+    LEFT JOIN LATERAL (
+        SELECT * FROM jobs
+        WHERE batch_id = r.batch_id AND batch_id IS NOT NULL AND batch_row = coalesce(r.same_as, r.number)
+          AND batch_round = CASE WHEN r.same_as IS NULL THEN r.round
+                                 ELSE (SELECT f.round FROM batch_rows f
+                                       WHERE f.batch_id = r.batch_id AND f.number = r.same_as) END
+        LIMIT 1
+    ) j ON true
     WHERE b.id = :batch_id
       AND (j.status NOT IN ('queued', 'in_progress') OR j.id IS NULL AND b.status IN ('expired', 'cancelled'))"""
 

@@ -10,6 +10,7 @@ import io
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import openai
@@ -107,9 +108,8 @@ def runs_batches(client: openai.OpenAI) -> None:
     assert error["custom_id"] == "bad"
     assert error["response"]["status_code"] == 400
     assert error["response"]["body"]["error"]["code"] == "provider_rejected"
-    assert client.files.retrieve(batch.output_file_id or "").bytes == len(
-        client.files.content(batch.output_file_id or "").read()
-    )
+    size = len(client.files.content(batch.output_file_id).read())
+    _until(lambda: client.files.retrieve(batch.output_file_id).bytes == size)
     vectors = [
         {**request(f"v{number}", "", ""), "url": "/v1/embeddings", "body": {"model": "vectors", "input": f"t{number}"}}
         for number in range(3)
@@ -187,14 +187,22 @@ def _run(client: openai.OpenAI, endpoint: Any, requests: list[Line]) -> Any:  # 
     return _wait(client, client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h").id)
 
 
-def _wait(client: openai.OpenAI, batch_id: str) -> Any:  # Any: the client's Batch
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while True:
-        batch = client.batches.retrieve(batch_id)
-        if batch.status in ("completed", "failed", "expired", "cancelled"):
-            return batch
-        assert time.monotonic() < deadline, batch
+    while not condition():
+        assert time.monotonic() < deadline, condition
         time.sleep(0.1)
+
+
+def _wait(client: openai.OpenAI, batch_id: str) -> Any:  # Any: the client's Batch
+    batches = [client.batches.retrieve(batch_id)]
+
+    def has_ended() -> bool:
+        batches.append(client.batches.retrieve(batch_id))
+        return batches[-1].status in ("completed", "failed", "expired", "cancelled")
+
+    _until(has_ended)
+    return batches[-1]
 
 
 if __name__ == "__main__":

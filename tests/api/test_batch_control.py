@@ -284,8 +284,8 @@ async def test_only_failed_rows_run_again_and_reserve_as_a_whole(mill: Mill, cli
 
 async def test_rows_that_never_ran_are_retried_too_whatever_was_retried_before(mill: Mill) -> None:
     mill.start([f"row {n}" for n in range(12)])
-    await mill.feed(4)
-    claims = await mill.claim()
+    await mill.feed()
+    claims = await mill.claim(4)
     await mill.end(claims[:2])
     await mill.end(claims[2:], "failed")
     await mill.post("cancel")
@@ -299,7 +299,7 @@ async def test_rows_that_never_ran_are_retried_too_whatever_was_retried_before(m
     assert counted(await mill.get(), "completed", "failed", "cancelled") == (4, 0, 8)
 
     assert counted((await mill.post("retry")).json(), "queued", "cancelled") == (8, 0)
-    await mill.feed(4)
+    await mill.feed()
     await mill.end(await mill.claim(1))
     await mill.post("cancel")
     await mill.look()
