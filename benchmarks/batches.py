@@ -185,10 +185,11 @@ def measure_storm(ground: Ground, rows: int) -> None:
     print(f"storm: {rows} rows, killed meanwhile: {dict(kills)}; the batch is {batch(database, batch_id)['status']}")
     ids = _output_ids(ground, url, batch_id)
     print(f"output: {len(ids)} lines, {len(set(ids))} rows: {verdict(len(ids) == len(set(ids)) == rows)}")
-    for name, check in (
+    checks: list[tuple[str, Callable[[], object]]] = [
         ("counts and costs are those of the jobs", lambda: assert_rows_ended_once(database, batch_id)),
         ("budget: spent is the ledger's, nothing is reserved", lambda: assert_no_drift(database)),
-    ):
+    ]
+    for name, check in checks:
         try:
             check()
             print(f"{name}: PASS")

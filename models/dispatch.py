@@ -13,7 +13,9 @@ LOCK_QUEUE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('headrace.q
 SELECT_ROOM = text("""
     SELECT q.queue, coalesce(c.capacity, 0) AS capacity, coalesce(c.largest, 0) AS largest,
            (SELECT count(*) FROM jobs
-            WHERE queue = q.queue AND status IN ('queued', 'in_progress') AND dispatched_at IS NOT NULL) AS published
+            WHERE queue = q.queue AND status IN ('queued', 'in_progress') AND dispatched_at IS NOT NULL) AS published,
+           EXISTS (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued' AND dispatched_at IS NULL
+                   AND priority < 3) AS singles
     FROM unnest(CAST(:queues AS text[])) AS q(queue)
     LEFT JOIN LATERAL (
         SELECT sum(capacity) AS capacity, max(capacity) AS largest FROM processes
@@ -21,7 +23,8 @@ SELECT_ROOM = text("""
     ) c ON true
     WHERE EXISTS (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued' AND dispatched_at IS NULL)
 """)
-"""For each queue that has unpublished jobs: the workers' capacity, that of the largest, and what is published."""
+"""For each queue that has unpublished jobs: the workers' capacity, that of the largest, what is published, and whether
+some of the unpublished are single jobs, not rows of batches."""
 
 DISPATCH = text("""
     WITH RECURSIVE tenant AS (
@@ -50,8 +53,8 @@ DISPATCH = text("""
             ORDER BY next_attempt_at, id LIMIT :room
         ) due
     ), chosen AS (
-        SELECT id, row_number() OVER (
-                   ORDER BY (published + place)::float / weight, priority, next_attempt_at, id) AS turn
+        SELECT id, priority >= 3 AS of_batch,
+               row_number() OVER (ORDER BY (published + place)::float / weight, priority, next_attempt_at, id) AS turn
         FROM candidate
         ORDER BY turn LIMIT :room
     ), locked AS (
@@ -61,9 +64,10 @@ DISPATCH = text("""
     ), marked AS (
         UPDATE jobs SET dispatched_at = now() FROM locked WHERE jobs.id = locked.id RETURNING jobs.id
     )
-    SELECT marked.id FROM marked JOIN chosen ON chosen.id = marked.id ORDER BY chosen.turn
+    SELECT marked.id, chosen.of_batch FROM marked JOIN chosen ON chosen.id = marked.id ORDER BY chosen.turn
 """)
-"""Mark up to ``room`` due jobs of a queue as published, in fair order, and return them in that order.
+"""Mark up to ``room`` due jobs of a queue as published, in fair order, and return them in that order, with whether they
+are rows of a batch.
 
 The tenants are found by a loose index scan, so the cost grows with the tenants that wait and the room, not with the
 backlog: a million rows of one tenant are as quick to pass as ten.

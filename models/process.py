@@ -51,8 +51,8 @@ HEARTBEAT = text("""
 """)
 """Renew a process's lease; no row means that it was taken away and all that it held with it.
 
-``models`` is null when nothing of them has changed. ``waiting`` are jobs whose message the process has but which it has not claimed: touching them tells the relay
-that their message is not lost.
+``models`` is null when nothing of them has changed. ``waiting`` are jobs whose message the process has but which it
+has not claimed: touching them tells the relay that their message is not lost.
 """
 
 DEREGISTER = text("DELETE FROM processes WHERE id = :id")

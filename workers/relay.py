@@ -36,6 +36,10 @@ from workers.settings import RelaySettings
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
+_ROWS_AT_A_TIME = 4
+"""Where only rows of batches wait, they are published when this part of the window is free, so that they go in few
+messages; single jobs are at once."""
+
 _LOST_MESSAGE_FACTOR = 20
 """A job whose message is lost while its queue is never empty waits this many times longer."""
 
@@ -45,10 +49,19 @@ _MOST_COUNTED = 1000
 log = structlog.get_logger()
 
 
-def ids_per_message(largest_worker: int, limit: int) -> int:
-    """How many jobs one message carries: at most a quarter of the largest worker's places, so that
-    messages spread over workers; fewer, larger messages are what makes quick jobs quick."""
-    return max(1, min(limit, largest_worker // 4))
+def to_messages(jobs: Sequence[tuple[str, bool]], largest_worker: int, limit: int) -> list[list[str]]:
+    """The ids of jobs in messages, single jobs before rows of batches (``True``).
+
+    A message carries at most a quarter of the largest worker's places, so that messages spread over workers; fewer,
+    larger messages are what makes quick jobs quick. With rows it is half: places go to messages by turns, so the fewer
+    messages the rows wait in, the sooner it is a single job's turn.
+    """
+    messages = []
+    for of_batch, part in ((False, 4), (True, 2)):
+        ids = [job_id for job_id, is_row in jobs if is_row is of_batch]
+        size = max(1, min(limit, largest_worker // part))
+        messages += [ids[start : start + size] for start in range(0, len(ids), size)]
+    return messages
 
 
 class BrokerUnavailable(Exception):
@@ -149,21 +162,20 @@ class Relay:
         for row in await fetch_all(self._engine, SELECT_ROOM, {"queues": self._queues}):
             window = max(self._settings.window_min, int(self._settings.window_factor * row["capacity"]))
             room = window - row["published"]
-            if room > 0:
-                size = ids_per_message(row["largest"], self._settings.jobs_per_message)
-                published += await self._fill(row["queue"], room, size)
+            if room >= (1 if row["singles"] else max(1, window // _ROWS_AT_A_TIME)):
+                published += await self._fill(row["queue"], room, row["largest"])
         return published
 
-    async def _fill(self, queue: str, room: int, size: int) -> int:
+    async def _fill(self, queue: str, room: int, largest_worker: int) -> int:
         async with transaction(self._dispatch_engine) as connection:
             if not (await connection.execute(LOCK_QUEUE, {"queue": queue})).scalar_one():
                 return 0
             rows = await connection.execute(DISPATCH, {"queue": queue, "room": room})
-            ids = [job_id.hex for job_id in rows.scalars()]
-            if ids:
-                messages = [ids[start : start + size] for start in range(0, len(ids), size)]
+            jobs = [(job_id.hex, of_batch) for job_id, of_batch in rows]
+            if jobs:
+                messages = to_messages(jobs, largest_worker, self._settings.jobs_per_message)
                 await asyncio.to_thread(self._publisher.publish, queue, messages)
-        return len(ids)
+        return len(jobs)
 
     async def _dispatch_forever(self) -> None:
         while True:

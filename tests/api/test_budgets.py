@@ -247,7 +247,13 @@ async def test_jobs_that_are_ended_by_others_release_their_reservations_and_late
     await fetch_all(engine, RELEASE, {"attempt_ids": [claims[1]["attempt_id"]], "writer": new_id()})
     assert (await read(client, budget))[1] == WORST
     await worker.deregister()
-    params = {"limit": 100, "max_deliveries": 1, "max_deliveries_error": "{}", "expired_error": "{}", "writer": new_id()}
+    params = {
+        "limit": 100,
+        "max_deliveries": 1,
+        "max_deliveries_error": "{}",
+        "expired_error": "{}",
+        "writer": new_id(),
+    }
     await fetch_all(engine, RESCUE, params)
     assert await read(client, budget) == (0, 0, 1)
     await worker.finish(claims[0])

@@ -66,3 +66,9 @@ def test_jobs_that_are_not_due_are_passed_over(database: Database) -> None:
     database.rows("UPDATE jobs SET next_attempt_at = now() + interval '1 hour' WHERE id = ANY(%s)", later)
     now = database.submit(["now"], priority=2)
     assert dispatch(database, 10) == now
+
+
+def test_a_tenants_single_jobs_go_before_its_rows_of_batches(database: Database) -> None:
+    low, high = database.submit(["row"], priority=5), database.submit(["row"], priority=3)
+    single = database.submit(["single"], priority=2)
+    assert dispatch(database, 4) == [*single, *high, *low]
