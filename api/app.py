@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -96,6 +96,15 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     return app
 
 
+async def _end(tasks: Collection["asyncio.Task[None]"]) -> None:
+    """Cancel tasks until they have ended: a client that is just connecting may swallow a cancellation."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=1.0)
+
+
 @contextlib.asynccontextmanager
 async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Services]:
     catalog = load_catalog(settings.catalog, settings.optional_llms)
@@ -131,9 +140,7 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
             traffic=traffic,
         )
     finally:
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await _end(background)
         await clerks.close()
         await validators.close()
         await shared.close()

@@ -168,8 +168,8 @@ def _time_naive(ground: Ground, rows: int) -> float:
 
 def measure_storm(ground: Ground, rows: int) -> None:
     """Print what is left of a batch under which everything was killed again and again."""
-    flaky = {"error": "timeout", "error_rate": 0.02, "retry_after_s": 0.05, "latency_s": 0.01}
-    ground.stack.catalog({"echo": {"retries": 50, "mock": flaky}}, breaker={"min_calls": 10**9})
+    flaky = {"error": "timeout", "error_rate": 0.02, "retry_after_s": 0.05, "latency_s": 0.1}
+    ground.stack.catalog({"echo": {"retries": 20, "mock": flaky}}, breaker={"min_calls": 10**9})
     database = ground.database
     period = database.value(
         'WITH made AS (INSERT INTO budgets (id, tenant_id, scope, "window", limit_usd, alert_at)'

@@ -36,7 +36,7 @@ from workers.settings import RelaySettings
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
-_ROWS_AT_A_TIME = 4
+_ROWS_AT_A_TIME = 2
 """Where only rows of batches wait, they are published when this part of the window is free, so that they go in few
 messages; single jobs are at once."""
 
@@ -194,7 +194,7 @@ class Relay:
                 pass
 
     async def _feed_forever(self) -> None:
-        """Keep the buffers of batches' rows filled: after wake-ups while there are batches, else at every poll."""
+        """Keep the buffers of batches' rows filled."""
         while True:
             self._hungry.clear()
             meal = None
@@ -202,12 +202,9 @@ class Relay:
                 meal = await self._feeder.feed()
             except _OUTSIDE_ERRORS as error:
                 log.warning("relay.feed_failed", error=_first_line(error))
-            if meal is None:
-                await asyncio.sleep(self._settings.poll_s)
-                continue
-            if meal.rows:
+            if meal is not None and meal.rows:
                 self._woken.set()
-            await asyncio.sleep(_FEED_PAUSE_S / 5 if meal.ran_dry else _FEED_PAUSE_S)
+            await asyncio.sleep(_FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._hungry.wait()
