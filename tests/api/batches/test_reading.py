@@ -144,7 +144,7 @@ def test_formulas_are_text_like_any_other() -> None:
         (b"", "a.csv", "empty"),
         (b"\n\n\n", "a.csv", "empty"),
         (b"\n\n", "a.jsonl", "empty"),
-        (gzip.compress(b"a,b\n1,2\n"), "a.csv", "gzip"),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), "a.csv", "gzip"),
         (b"%PDF-1.7 ...", "a.csv", "PDF"),
         ("a,b\n1,2\n".encode("utf-16"), "a.csv", "UTF-16"),
         (workbook([["a"], ["1"]]), "a.csv", "name it .xlsx"),
