@@ -92,12 +92,12 @@ def make_prompts(words: list[int], start: list[int], jobs: int, shared: int, own
     return tuple(tuple(prefix + [*begin, first, *dice.choices(words, k=own)][:own]) for first in firsts)
 
 
-def memory(mapped_file: Path | None = None) -> Memory:
-    """What this process holds now, from ``/proc/self/smaps``; a file is counted under its real path."""
+def memory(mapped_file: Path | None = None, pid: int | str = "self") -> Memory:
+    """What a process holds now, from its ``/proc/.../smaps``; a file is counted under its real path."""
     resident = anonymous = mapped = 0
     inside = False
     name = str(mapped_file.resolve()) if mapped_file else "\0"
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
         key, _, rest = line.partition(" ")
         if not key.endswith(":"):
             inside = line.endswith(name)

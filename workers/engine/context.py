@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.engine.gpu import GpuOptions
 
 ABORTED = 2
-_LARGEST_STEP = 512
+_LARGEST_STEP = 256
 """The most tokens computed at once; more gains nothing on a CPU and takes memory."""
 
 

@@ -1,17 +1,22 @@
 """How many prompt tokens a step may carry beside the sequences that are writing. Pure.
 
 A step takes as long as its tokens. Whoever is writing feels a long prompt of somebody else as a pause between two
-tokens, so the prompt comes in portions that keep a step within about twice the time of one without it. The times are
-measured as the engine runs: they differ by machine, by model and with the number of sequences.
+tokens, so the prompt comes in portions that keep a step within about twice the time that it took before
+anybody's prompt was read. The times are measured as the engine runs: they differ by machine, by model, with the number
+of sequences and with what the cache holds, which a long prompt fills for everyone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-_LESS = 0.6
-"""The prompts of others may add so much of a step's own time to it."""
+_LONGEST = 2.0
+"""The longest step, in steps of the same writers at a time when nobody's prompt was read."""
 
-_SMALLEST = 6
+_AT_LEAST = 0.25
+"""The prompts may add so much of the writers' own time in any case: they must come to an end."""
+
+_SMALLEST = 4
 _MEMORY = 0.8
+_LONG_MEMORY = 0.98
 _LOOK_AGAIN = 12
 """After so many steps with prompt tokens one goes without, to see what the writers' own time is by now: it grows with
 what they have written."""
@@ -26,6 +31,7 @@ class Pace:
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self._writing_s: dict[int, float] = {}
+        self._calm_s: dict[int, float] = {}
         self._beside_s: float | None = None
         self._alone_s: float | None = None
         self._unseen = 0
@@ -34,12 +40,16 @@ class Pace:
         """A step of so many writing sequences and prompt tokens took so long."""
         if not prompt_tokens:
             self._writing_s[writing] = _blend(self._writing_s.get(writing), took_s)
+            # While prompts are read, what was calm is forgotten slowly: where they never end, it is no measure.
+            memory = _LONG_MEMORY if self._unseen else _MEMORY
+            self._calm_s[writing] = _blend(self._calm_s.get(writing), took_s, memory)
             self._unseen = 0
         elif not writing:
             self._alone_s = _blend(self._alone_s, took_s / prompt_tokens)
         elif prompt_tokens >= _SMALLEST:
             self._unseen += 1
-            self._beside_s = _blend(self._beside_s, max(0.0, took_s - (self._own_s(writing) or 0.0)) / prompt_tokens)
+            own_s = _nearest(self._writing_s, writing) or 0.0
+            self._beside_s = _blend(self._beside_s, max(0.0, took_s - own_s) / prompt_tokens)
 
     def prompt_tokens(self, writing: int, reading: int, *, under_way: bool = True) -> int:
         """The most prompt tokens for the next step, with ``writing`` sequences that write and ``reading`` that
@@ -51,12 +61,13 @@ class Pace:
         room = self._batch - writing
         if not writing or not under_way:
             return room
-        own_s, token_s = self._own_s(writing), self._token_s
+        own_s, token_s = _nearest(self._writing_s, writing), self._token_s
         if own_s is None or self._unseen >= _LOOK_AGAIN:
             return 0
         if not token_s:
             return min(_SMALLEST, room)
-        allowed_s = own_s * _LESS * max(1.0, reading / writing) ** 2
+        calm_s = _nearest(self._calm_s, writing) or own_s
+        allowed_s = max(_LONGEST * calm_s - own_s, _AT_LEAST * own_s) * max(1.0, reading / writing) ** 2
         return max(min(_SMALLEST, room), min(room, int(allowed_s / token_s)))
 
     @property
@@ -65,12 +76,6 @@ class Pace:
         if self._beside_s is not None or self._alone_s is None:
             return self._beside_s
         return self._alone_s * _DEARER
-
-    def _own_s(self, writing: int) -> float | None:
-        if not self._writing_s:
-            return None
-        nearest = min(self._writing_s, key=lambda known: abs(known - writing))
-        return self._writing_s[nearest]
 
 
 def share_out(room: int, wanted: Sequence[int]) -> list[int]:
@@ -90,5 +95,10 @@ def share_out(room: int, wanted: Sequence[int]) -> list[int]:
     return given
 
 
-def _blend(before: float | None, now: float) -> float:
-    return now if before is None else _MEMORY * before + (1 - _MEMORY) * now
+def _nearest(times_s: Mapping[int, float], writing: int) -> float | None:
+    """What is known for the number of writers next to this one."""
+    return times_s[min(times_s, key=lambda known: abs(known - writing))] if times_s else None
+
+
+def _blend(before: float | None, now: float, memory: float = _MEMORY) -> float:
+    return now if before is None else memory * before + (1 - memory) * now

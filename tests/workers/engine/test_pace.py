@@ -29,12 +29,35 @@ def test_nothing_is_held_back_when_nobody_writes() -> None:
     assert pace.prompt_tokens(writing=0, reading=1) == 512
 
 
-def test_a_step_beside_writers_stays_under_twice_their_own() -> None:
+def test_a_step_beside_writers_takes_little_more_than_twice_their_own() -> None:
     pace = Pace(512)
     pace.learn(8, 0, 0.040)
     pace.learn(0, 100, 0.300)
     tokens = pace.prompt_tokens(writing=8, reading=1)
-    assert 0.015 < tokens * 0.003 < 0.040
+    assert 0.030 < tokens * 0.003 < 0.060
+
+
+def test_what_a_long_prompt_makes_the_writers_own_steps_cost_is_part_of_what_it_may_cost() -> None:
+    pace = Pace(512)
+    pace.learn(8, 0, 0.040)
+    before = pace.prompt_tokens(writing=8, reading=1)
+    pace.learn(8, before, 0.040 + 0.003 * before)
+    before = pace.prompt_tokens(writing=8, reading=1)
+    for _ in range(10):
+        pace.learn(8, 10, 0.060 + 0.003 * 10)
+        pace.learn(8, 0, 0.060)
+    after = pace.prompt_tokens(writing=8, reading=1)
+    assert 0 < after < before
+    assert 0.060 + 0.003 * after < 2.5 * 0.040
+
+
+def test_a_prompt_comes_to_its_end_however_dear_the_writers_have_become() -> None:
+    pace = Pace(512)
+    pace.learn(8, 0, 0.010)
+    for _ in range(10):
+        pace.learn(8, 10, 0.130)
+        pace.learn(8, 0, 0.100)
+    assert pace.prompt_tokens(writing=8, reading=1) >= 4
 
 
 def test_many_readers_are_not_held_up_by_few_writers() -> None:
