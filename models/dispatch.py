@@ -7,24 +7,44 @@ it never moves one tenant before another.
 
 from sqlalchemy import text
 
-LOCK_QUEUE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('headrace.queue.' || :queue, 0)) AS locked")
-"""Make this transaction the queue's only publisher; false when another relay is at it."""
+LOCK_QUEUE = text("""
+    SELECT pg_try_advisory_xact_lock(hashtextextended(
+        CASE WHEN :rows THEN 'headrace.rows.' ELSE 'headrace.queue.' END || :queue, 0)) AS locked
+""")
+"""Make this transaction the queue's only publisher of ``rows`` of batches or of single jobs; false when another relay
+is at it."""
 
-SELECT_ROOM = text("""
-    SELECT q.queue, coalesce(c.capacity, 0) AS capacity, coalesce(c.largest, 0) AS largest,
-           (SELECT count(*) FROM jobs
-            WHERE queue = q.queue AND status IN ('queued', 'in_progress') AND dispatched_at IS NOT NULL) AS published,
-           EXISTS (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued' AND dispatched_at IS NULL
-                   AND priority < 3) AS singles
+_ROOM = """
+    SELECT q.queue, coalesce(c.capacity, 0) AS capacity, coalesce(c.largest, 0) AS largest, p.published, p.singles
     FROM unnest(CAST(:queues AS text[])) AS q(queue)
     LEFT JOIN LATERAL (
         SELECT sum(capacity) AS capacity, max(capacity) AS largest FROM processes
         WHERE role = 'worker' AND q.queue = ANY(queues) AND lease_expires_at > now()
     ) c ON true
-    WHERE EXISTS (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued' AND dispatched_at IS NULL)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS published, count(*) FILTER (WHERE priority < 3) AS singles FROM jobs
+        WHERE queue = q.queue AND status IN ('queued', 'in_progress') AND dispatched_at IS NOT NULL
+    ) p
+"""
+
+SELECT_ROOM = text(f"""
+    {_ROOM}
+    WHERE EXISTS (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued' AND dispatched_at IS NULL
+                  AND priority < 3)
 """)
-"""For each queue that has unpublished jobs: the workers' capacity, that of the largest, what is published, and whether
-some of the unpublished are single jobs, not rows of batches."""
+"""For each queue that has unpublished single jobs: the workers' capacity, that of the largest, how many jobs are
+published, and how many single jobs among these."""
+
+SELECT_ROOM_FOR_ROWS = text(f"""
+    WITH unpublished AS MATERIALIZED (
+        SELECT DISTINCT queue FROM jobs
+        WHERE batch_id IS NOT NULL AND status IN ('queued', 'in_progress') AND dispatched_at IS NULL
+    )
+    {_ROOM}
+    WHERE q.queue IN (SELECT queue FROM unpublished)
+""")
+"""As SELECT_ROOM, for each queue that has unpublished rows of batches; found among the batches' jobs, of which there
+are few, and not behind all single jobs that wait."""
 
 DISPATCH = text("""
     WITH RECURSIVE tenant AS (
@@ -58,16 +78,16 @@ DISPATCH = text("""
         FROM candidate
         ORDER BY turn LIMIT :room
     ), locked AS (
-        SELECT jobs.id FROM jobs JOIN chosen ON chosen.id = jobs.id
+        SELECT jobs.id FROM jobs JOIN chosen ON chosen.id = jobs.id AND of_batch = :rows
         WHERE status = 'queued' AND dispatched_at IS NULL
         ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
     ), marked AS (
         UPDATE jobs SET dispatched_at = now() FROM locked WHERE jobs.id = locked.id RETURNING jobs.id
     )
-    SELECT marked.id, chosen.of_batch FROM marked JOIN chosen ON chosen.id = marked.id ORDER BY chosen.turn
+    SELECT marked.id FROM marked JOIN chosen ON chosen.id = marked.id ORDER BY chosen.turn
 """)
-"""Mark up to ``room`` due jobs of a queue as published, in fair order, and return them in that order, with whether they
-are rows of a batch.
+"""Choose ``room`` due jobs of a queue in fair order; mark those of them as published that are ``rows`` of batches, or
+those that are single jobs, and return them in that order.
 
 The tenants are found by a loose index scan, so the cost grows with the tenants that wait and the room, not with the
 backlog: a million rows of one tenant are as quick to pass as ten.

@@ -25,10 +25,10 @@ class HeadraceCelery(Celery):
 
     runner: Runner | None = None
 
-    def run_jobs(self, job_ids: list[str]) -> None:
+    def run_jobs(self, job_ids: list[str], *, rows: bool) -> None:
         """Hand the jobs of one message to the runner and wait for their ends."""
         assert self.runner is not None  # started before the worker consumes
-        self.runner.run([UUID(job_id) for job_id in job_ids])
+        self.runner.run([UUID(job_id) for job_id in job_ids], rows=rows)
 
 
 def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types

@@ -42,13 +42,16 @@ class Exchange:
         self._lease = lease
         self.writer = new_id()
         self._providers = dump_json({name: llm.provider for name, llm in catalog.llms.items()})
-        self._claims = GroupCommit(self._flush_claims, shared_fate=is_unavailable, key=lambda job_id: job_id)
+        # Rows of batches are claimed in groups of their own: a single job does not wait for theirs.
+        self._claims, self._claims_of_rows = (
+            GroupCommit(self._flush_claims, shared_fate=is_unavailable, key=lambda job_id: job_id) for _ in range(2)
+        )
         self._reports = GroupCommit(self._flush_reports, key=lambda report: report.claim.job_id)
         self._snoozes: GroupCommit[Report, bool] = GroupCommit(self._flush_snoozes)
 
-    async def claim(self, job_id: UUID) -> Claim | None:
+    async def claim(self, job_id: UUID, *, is_row: bool) -> Claim | None:
         """Take a job under this process's lease, or None when it is not to be had."""
-        return await self._claims.submit(job_id)
+        return await (self._claims_of_rows if is_row else self._claims).submit(job_id)
 
     async def report(self, report: Report) -> None:
         """Settle an attempt; waits for Postgres as long as it takes, for the work is done and paid."""

@@ -4,42 +4,39 @@
 
 Jobs are marked as published and their message is sent inside one transaction: a publish that fails leaves
 them due, a crash in between sends a message twice, and the guarded claim makes the copy a no-op. Several
-relays may run; each queue has one publisher at a time.
+relays may run; each queue has one publisher of single jobs, and one of rows, at a time.
 """
 
 import asyncio
 import signal
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from os import getpid
 from typing import Any
 
 import structlog
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.catalog import Catalog, load_catalog
-from models.database import create_engine, fetch_all, transaction
-from models.dispatch import DISPATCH, LOCK_QUEUE, SELECT_ROOM, UNDISPATCH_STALE
+from models.database import create_engine, fetch_all
+from models.dispatch import UNDISPATCH_STALE
 from models.errors import ConfigurationError
 from models.ids import new_id
 from models.process import SELECT_BACKLOG, SELECT_LIVE
 from models.telemetry import configure_logging
 from models.wakeups import DUE, Wakeups
 from workers.batchkeeper import BatchKeeper
-from workers.celery import TASK, HeadraceCelery, app
+from workers.celery import app
+from workers.dispatcher import Dispatcher
 from workers.feeder import Feeder
 from workers.lease import Lease
+from workers.publisher import BrokerUnavailable, Publisher
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
-_ROWS_AT_A_TIME = 2
-"""Where only rows of batches wait, they are published when this part of the window is free, so that they go in few
-messages; single jobs are at once."""
-
 _LOST_MESSAGE_FACTOR = 20
 """A job whose message is lost while its queue is never empty waits this many times longer."""
 
@@ -47,58 +44,6 @@ _LOOKS_BEFORE_TELLING = 2
 _MOST_COUNTED = 1000
 
 log = structlog.get_logger()
-
-
-def to_messages(jobs: Sequence[tuple[str, bool]], largest_worker: int, limit: int) -> list[list[str]]:
-    """The ids of jobs in messages, single jobs before rows of batches (``True``).
-
-    A message carries at most a quarter of the largest worker's places, so that messages spread over workers; fewer,
-    larger messages are what makes quick jobs quick. With rows it is half: places go to messages by turns, so the fewer
-    messages the rows wait in, the sooner it is a single job's turn.
-    """
-    messages = []
-    for of_batch, part in ((False, 4), (True, 2)):
-        ids = [job_id for job_id, is_row in jobs if is_row is of_batch]
-        size = max(1, min(limit, largest_worker // part))
-        messages += [ids[start : start + size] for start in range(0, len(ids), size)]
-    return messages
-
-
-class BrokerUnavailable(Exception):
-    """The broker did not take a message or answer a question."""
-
-
-class Publisher:
-    """Sends messages to the broker, and asks it how many wait; raises BrokerUnavailable."""
-
-    def __init__(self, celery: HeadraceCelery) -> None:
-        self._celery = celery
-
-    def publish(self, queue: str, messages: Sequence[list[str]]) -> None:
-        """Send messages of job ids; when it raises, some may have been sent."""
-        with self._broker_errors(), self._celery.producer_pool.acquire(block=True, timeout=5) as producer:
-            for ids in messages:
-                self._celery.send_task(TASK, args=[ids], queue=queue, producer=producer, retry=False)
-
-    def depth(self, queue: str) -> int:
-        """Messages that wait in a queue, which is made if it does not exist."""
-        with self._broker_errors(), self._celery.connection_or_acquire() as connection:
-            bound = self._celery.amqp.queues[queue](connection.default_channel)
-            return int(bound.queue_declare().message_count)  # type: ignore[union-attr]  # its types name the queue
-
-    @contextmanager
-    def _broker_errors(self) -> Iterator[None]:
-        connection = self._celery.connection_for_write()
-        errors: tuple[type[BaseException], ...] = (
-            *connection.connection_errors,
-            *connection.channel_errors,
-            BrokerError,
-            OSError,
-        )
-        try:
-            yield
-        except errors as error:
-            raise BrokerUnavailable(str(error)) from error
 
 
 class Relay:
@@ -112,11 +57,15 @@ class Relay:
         # A mark that a crash of Postgres undoes is a message sent twice, and rows that it undoes are fed again: not
         # worth a disk flush.
         self._dispatch_engine = create_engine(
-            settings.database_url, name="relay", pool_size=2, synchronous_commit=False
+            settings.database_url, name="relay", pool_size=3, synchronous_commit=False
         )
         self._writer = new_id()
         self._feeder = Feeder(self._dispatch_engine, settings)
+        self._singles, self._rows = (
+            Dispatcher(self._dispatch_engine, publisher, settings, self._queues, rows=rows) for rows in (False, True)
+        )
         self._woken = asyncio.Event()
+        self._fed = asyncio.Event()
         self._hungry = asyncio.Event()
         self._unserved: dict[str, int] = {}
 
@@ -143,7 +92,8 @@ class Relay:
             async with asyncio.TaskGroup() as duties:
                 duties.create_task(lease.keep())
                 duties.create_task(self._listen(wakeups))
-                duties.create_task(self._dispatch_forever())
+                duties.create_task(self._dispatch_forever(self._singles, self._woken))
+                duties.create_task(self._dispatch_forever(self._rows, self._fed))
                 duties.create_task(self._feed_forever())
                 duties.create_task(_every(self._settings.poll_s, "batches", keeper.look))
                 duties.create_task(_every(self._settings.poll_s, "files", keeper.measure))
@@ -156,42 +106,17 @@ class Relay:
             await self._engine.dispose()
             await self._dispatch_engine.dispose()
 
-    async def dispatch(self) -> int:
-        """Fill every queue's window once; how many jobs were published."""
-        published = 0
-        for row in await fetch_all(self._engine, SELECT_ROOM, {"queues": self._queues}):
-            window = max(self._settings.window_min, int(self._settings.window_factor * row["capacity"]))
-            room = window - row["published"]
-            if room >= (1 if row["singles"] else max(1, window // _ROWS_AT_A_TIME)):
-                published += await self._fill(row["queue"], room, row["largest"])
-        return published
-
-    async def _fill(self, queue: str, room: int, largest_worker: int) -> int:
-        async with transaction(self._dispatch_engine) as connection:
-            if not (await connection.execute(LOCK_QUEUE, {"queue": queue})).scalar_one():
-                return 0
-            rows = await connection.execute(DISPATCH, {"queue": queue, "room": room})
-            jobs = [(job_id.hex, of_batch) for job_id, of_batch in rows]
-            if jobs:
-                messages = to_messages(jobs, largest_worker, self._settings.jobs_per_message)
-                await asyncio.to_thread(self._publisher.publish, queue, messages)
-        return len(jobs)
-
-    async def _dispatch_forever(self) -> None:
+    async def _dispatch_forever(self, dispatcher: Dispatcher, woken: asyncio.Event) -> None:
         while True:
-            self._woken.clear()
-            pause_s = self._settings.poll_s
+            woken.clear()
             try:
-                await self.dispatch()
+                await dispatcher.dispatch()
             except _OUTSIDE_ERRORS as error:
                 log.warning("relay.dispatch_failed", error=_first_line(error))
-                pause_s = _PAUSE_AFTER_ERROR_S
-                await asyncio.sleep(pause_s)
-            try:
-                async with asyncio.timeout(pause_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+                await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
+                    await woken.wait()
 
     async def _feed_forever(self) -> None:
         """Keep the buffers of batches' rows filled."""
@@ -203,7 +128,7 @@ class Relay:
             except _OUTSIDE_ERRORS as error:
                 log.warning("relay.feed_failed", error=_first_line(error))
             if meal is not None and meal.rows:
-                self._woken.set()
+                self._fed.set()
             await asyncio.sleep(_FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
@@ -211,8 +136,11 @@ class Relay:
 
     async def _listen(self, wakeups: Wakeups) -> None:
         async for _ in wakeups.listen(DUE):
-            self._woken.set()
-            self._hungry.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        for event in (self._woken, self._fed, self._hungry):
+            event.set()
 
     async def _republish_stale(self) -> None:
         for queue in self._queues:
@@ -221,7 +149,7 @@ class Relay:
             rows = await fetch_all(self._engine, UNDISPATCH_STALE, {"queue": queue, "stale_s": stale_s})
             if rows:
                 log.warning("relay.republished", queue=queue, jobs=len(rows))
-                self._woken.set()
+                self._wake()
 
     async def _tell_of_unserved(self) -> None:
         """Say in the log, once, of a queue that jobs wait in it and no worker serves it; at the second look, since

@@ -32,6 +32,7 @@ from workers.gate import Gate
 from workers.lease import Lease
 from workers.notices import Notices
 from workers.permits import Permits
+from workers.places import Places
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
 
@@ -57,7 +58,7 @@ class Runner:
         self._lease = Lease(
             self._engine, role="worker", name=name, queues=queues, capacity=capacity, lease_s=settings.lease_s
         )
-        self._slots = asyncio.Semaphore(capacity)
+        self._places = Places(capacity)
         self._waiting: Counter[UUID] = Counter()
         self._running: dict[UUID, Attempt] = {}
         self._suspects: set[UUID] = set()
@@ -74,12 +75,13 @@ class Runner:
         self._thread.start()
         self._ready.wait()
 
-    def run(self, job_ids: Collection[UUID]) -> None:
+    def run(self, job_ids: Collection[UUID], *, rows: bool) -> None:
         """Run the jobs of one message and wait for their ends; called from Celery's threads.
 
-        Jobs that are not to be had (finished, claimed by another, not due) are passed over.
+        Jobs that are not to be had (finished, claimed by another, not due) are passed over. ``rows`` of batches let
+        single jobs go first (:mod:`workers.places`).
         """
-        asyncio.run_coroutine_threadsafe(self._run_message(job_ids), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._run_message(job_ids, rows), self._loop).result()
 
     def drain(self) -> None:
         """Take nothing new, and give running jobs back to the queue after the grace period."""
@@ -153,49 +155,40 @@ class Runner:
     def _draining(self) -> bool:
         return self._drain_task is not None
 
-    async def _run_message(self, job_ids: Collection[UUID]) -> None:
-        message = asyncio.create_task(self._run(job_ids))
+    async def _run_message(self, job_ids: Collection[UUID], rows: bool) -> None:
+        message = asyncio.create_task(self._run(job_ids, rows))
         self._messages.add(message)
         message.add_done_callback(self._messages.discard)
         await asyncio.wait([message])
 
-    async def _run(self, job_ids: Collection[UUID]) -> None:
+    async def _run(self, job_ids: Collection[UUID], rows: bool) -> None:
         pending = deque(job_ids)
         self._waiting.update(pending)
         attempts: list[asyncio.Task[None]] = []
         try:
             while pending:
-                places = await self._take_places(len(pending))
+                places = await self._places.take(len(pending), single=not rows)
                 if self._draining:
                     for _ in range(places):
-                        self._slots.release()
+                        self._places.give_back(single=not rows)
                     return
-                attempts += [asyncio.create_task(self._run_one(pending.popleft())) for _ in range(places)]
+                attempts += [asyncio.create_task(self._run_one(pending.popleft(), rows)) for _ in range(places)]
         finally:
             self._waiting -= Counter(pending)
             if attempts:
                 await asyncio.wait(attempts)
 
-    async def _take_places(self, wanted: int) -> int:
-        """Wait for one free place and take as many as are free, up to ``wanted``."""
-        await self._slots.acquire()
-        taken = 1
-        while taken < wanted and not self._slots.locked():
-            await self._slots.acquire()
-            taken += 1
-        return taken
-
-    async def _run_one(self, job_id: UUID) -> None:
+    async def _run_one(self, job_id: UUID, is_row: bool) -> None:
         try:
-            claim = await self._claim(job_id)
+            claim = await self._claim(job_id, is_row)
             if claim is not None:
                 await self._attempt(claim)
         finally:
-            self._slots.release()
+            self._places.give_back(single=not is_row)
 
-    async def _claim(self, job_id: UUID) -> Claim | None:
+    async def _claim(self, job_id: UUID, is_row: bool) -> Claim | None:
         try:
-            return await self._exchange.claim(job_id)
+            return await self._exchange.claim(job_id, is_row=is_row)
         except (SQLAlchemyError, OSError) as error:
             # Nothing is lost: the relay publishes the job again, or the reconciliation gives it back.
             log.warning("claim.failed", job_id=job_id.hex, error=str(error).splitlines()[0])

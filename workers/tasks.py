@@ -4,6 +4,6 @@ from workers.celery import TASK, app
 
 
 @app.task(name=TASK)
-def run_jobs(job_ids: list[str]) -> None:
-    """Run jobs, given by their ids in hex."""
-    app.run_jobs(job_ids)
+def run_jobs(job_ids: list[str], rows: bool = False) -> None:
+    """Run jobs, given by their ids in hex; ``rows`` of batches, or single jobs."""
+    app.run_jobs(job_ids, rows=rows)

@@ -8,11 +8,11 @@ from models.ids import new_id
 from tests.stack import Database
 
 
-def dispatch(database: Database, room: int) -> list[UUID]:
+def dispatch(database: Database, room: int, *, rows: bool = False) -> list[UUID]:
     """Mark the next jobs as published and return their ids, in order."""
-    statement = re.sub(r"(?<!:):(queue|room)\b", r"%(\1)s", DISPATCH.text)
+    statement = re.sub(r"(?<!:):(queue|room|rows)\b", r"%(\1)s", DISPATCH.text)
     assert database.api_key
-    return [row["id"] for row in database.named_rows(statement, {"queue": "mock", "room": room})]
+    return [row["id"] for row in database.named_rows(statement, {"queue": "mock", "room": room, "rows": rows})]
 
 
 def new_tenant(database: Database, name: str, weight: int = 1) -> UUID:
@@ -71,4 +71,17 @@ def test_jobs_that_are_not_due_are_passed_over(database: Database) -> None:
 def test_a_tenants_single_jobs_go_before_its_rows_of_batches(database: Database) -> None:
     low, high = database.submit(["row"], priority=5), database.submit(["row"], priority=3)
     single = database.submit(["single"], priority=2)
-    assert dispatch(database, 4) == [*single, *high, *low]
+    assert dispatch(database, 1, rows=True) == []
+    assert dispatch(database, 4) == single
+    assert dispatch(database, 4, rows=True) == [*high, *low]
+
+
+def test_rows_and_single_jobs_are_published_apart_and_leave_each_other_their_fair_share(database: Database) -> None:
+    tenant_id = new_tenant(database, "batches")
+    rows = database.submit(["row"] * 4, tenant_id=tenant_id)
+    database.rows("UPDATE jobs SET priority = 4 WHERE id = ANY(%s)", list(rows))
+    singles = database.submit(["single"] * 4, tenant_id=new_tenant(database, "singles"))
+    published = dispatch(database, room=4)
+    assert len(published) == 2
+    assert set(published) < set(singles)
+    assert set(dispatch(database, room=6, rows=True)) == set(rows)

@@ -65,7 +65,7 @@ def with_bench(
         await fetch_all(engine, REGISTER, {"id": lease.id, **identity})
         exchange = Exchange(engine, wakeups, catalog, lease)
         await put_budget(engine, database, limit)
-        claim = await exchange.claim(await reserve(engine, database))
+        claim = await exchange.claim(await reserve(engine, database), is_row=False)
         assert claim is not None
         await act(Bench(database, exchange, claim))
         await wakeups.close()

@@ -116,12 +116,12 @@ def test_a_message_that_comes_three_times_runs_its_jobs_once(
     for name, value in stack.settings.items():
         monkeypatch.setenv(name, value)
     from workers.celery import HeadraceCelery, celery_config
-    from workers.relay import Publisher
+    from workers.publisher import Message, Publisher
 
     app = HeadraceCelery("test")
     app.add_defaults(celery_config)
     with app:
-        Publisher(app).publish("mock", [ids, ids, ids])
+        Publisher(app).publish("mock", [Message(ids, rows=False)] * 3)
         database.wait_until_finished()
         wait_until(lambda: Publisher(app).depth("mock") == 0)
     database.assert_each_completed_once(20)

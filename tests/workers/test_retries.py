@@ -3,7 +3,7 @@
 import pytest
 
 from models.errors import FailureCode, JobFailure
-from workers.relay import to_messages
+from workers.publisher import Message, to_messages
 from workers.retries import BACKOFF_CAP_S, Fail, FallBack, Onward, Retry, backoff_s, decide, onward
 
 
@@ -78,11 +78,11 @@ def test_retry_after_is_the_least_wait() -> None:
 
 @pytest.mark.parametrize(("largest", "expected"), [(0, 1), (1, 1), (8, 2), (64, 16), (1000, 64)])
 def test_a_message_never_takes_more_than_a_quarter_of_a_worker(largest: int, expected: int) -> None:
-    messages = to_messages([(str(n), False) for n in range(1000)], largest, 64)
-    assert max(map(len, messages)) == expected
-    assert [job_id for ids in messages for job_id in ids] == [str(n) for n in range(1000)]
+    messages = to_messages([str(n) for n in range(1000)], largest, 64, rows=False)
+    assert max(len(message.ids) for message in messages) == expected
+    assert [job_id for message in messages for job_id in message.ids] == [str(n) for n in range(1000)]
 
 
-def test_rows_of_batches_go_in_larger_messages_after_the_single_jobs() -> None:
-    jobs = [("row 1", True), ("single 1", False), ("row 2", True), ("row 3", True), ("single 2", False)]
-    assert to_messages(jobs, 4, 64) == [["single 1"], ["single 2"], ["row 1", "row 2"], ["row 3"]]
+def test_rows_of_batches_go_in_larger_messages() -> None:
+    expected = [Message(["row 1", "row 2"], rows=True), Message(["row 3"], rows=True)]
+    assert to_messages(["row 1", "row 2", "row 3"], 4, 64, rows=True) == expected
