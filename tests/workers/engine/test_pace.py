@@ -29,12 +29,12 @@ def test_nothing_is_held_back_when_nobody_writes() -> None:
     assert pace.prompt_tokens(writing=0, reading=1) == 512
 
 
-def test_a_step_beside_writers_takes_little_more_than_twice_their_own() -> None:
+def test_a_step_beside_writers_takes_about_twice_their_own() -> None:
     pace = Pace(512)
     pace.learn(8, 0, 0.040)
     pace.learn(0, 100, 0.300)
     tokens = pace.prompt_tokens(writing=8, reading=1)
-    assert 0.030 < tokens * 0.003 < 0.060
+    assert 0.025 < tokens * 0.003 < 0.050
 
 
 def test_what_a_long_prompt_makes_the_writers_own_steps_cost_is_part_of_what_it_may_cost() -> None:
