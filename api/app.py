@@ -40,6 +40,7 @@ from api.vitals import VitalSigns
 from api.waiting import Waiters
 from models.catalog import SHIPPED, load_catalog
 from models.database import create_engine
+from models.pauses import keep_pauses_short
 from models.shared import Shared
 from models.telemetry import configure_logging
 from models.wakeups import Wakeups
@@ -63,6 +64,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         configure_logging()
         async with _services(settings, traffic) as services:
             app.state.services = services
+            keep_pauses_short()
             yield
 
     app = DocumentedApp(

@@ -1,7 +1,7 @@
 """What handlers ask for, as ``Annotated`` aliases that read as a signature."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Path
@@ -64,41 +64,20 @@ async def _caller(request: Request, services: ServicesDep) -> Caller:
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
-def _job_id(job_id: Annotated[str, Path(description="A job's id.", examples=["job_..."])]) -> UUID:
-    parsed = from_wire(JOB, job_id)
-    if parsed is None:
-        raise NotFound("There is no such job.")
-    return parsed
+def _id_in_path(kind: str, example: str) -> Any:  # Any: what FastAPI takes as a dependency
+    """A dependency: the id in the path of a resource of this kind; raises NotFound for what cannot be one."""
+    described = Path(alias=f"{kind}_id", description=f"A {kind}'s id.", examples=[example])
+
+    def parse(given: Annotated[str, described]) -> UUID:
+        parsed = from_wire(kind, given)
+        if parsed is None:
+            raise NotFound(f"There is no such {kind}.")
+        return parsed
+
+    return Depends(parse)
 
 
-JobId = Annotated[UUID, Depends(_job_id)]
-
-
-def _budget_id(budget_id: Annotated[str, Path(description="A budget's id.", examples=["budget_..."])]) -> UUID:
-    parsed = from_wire(BUDGET, budget_id)
-    if parsed is None:
-        raise NotFound("There is no such budget.")
-    return parsed
-
-
-BudgetId = Annotated[UUID, Depends(_budget_id)]
-
-
-def _file_id(file_id: Annotated[str, Path(description="A file's id.", examples=["file-..."])]) -> UUID:
-    parsed = from_wire(FILE, file_id)
-    if parsed is None:
-        raise NotFound("There is no such file.")
-    return parsed
-
-
-FileId = Annotated[UUID, Depends(_file_id)]
-
-
-def _batch_id(batch_id: Annotated[str, Path(description="A batch's id.", examples=["batch_..."])]) -> UUID:
-    parsed = from_wire(BATCH, batch_id)
-    if parsed is None:
-        raise NotFound("There is no such batch.")
-    return parsed
-
-
-BatchId = Annotated[UUID, Depends(_batch_id)]
+JobId = Annotated[UUID, _id_in_path(JOB, "job_...")]
+BudgetId = Annotated[UUID, _id_in_path(BUDGET, "budget_...")]
+FileId = Annotated[UUID, _id_in_path(FILE, "file-...")]
+BatchId = Annotated[UUID, _id_in_path(BATCH, "batch_...")]

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from api.auth import Caller
 from api.bodies import JsonObject
 from api.errors import validation_failed
-from api.openai_schemas import EmbeddingRequest
-from api.schemas import DEFAULT_EXPIRES_IN_S, JobRequest
+from api.schemas.openai import EmbeddingRequest
+from api.schemas.requests import DEFAULT_EXPIRES_IN_S, JobRequest
 from api.submission import parse_request
 from models.catalog import Catalog
 from models.errors import ContextLengthExceeded, FieldProblem, ValidationFailed

@@ -6,8 +6,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.batches.schemas import BatchEstimate, BatchList, BatchResource
-from api.openai_schemas import (
+from api.schemas.batches import BatchEstimate, BatchList, BatchResource
+from api.schemas.budgets import BudgetList, BudgetRequest, BudgetResource, UsageReport
+from api.schemas.health import HealthReport
+from api.schemas.jobs import JobList, JobResource
+from api.schemas.models import ModelList, ModelResource
+from api.schemas.openai import (
     BatchRequest,
     ChatCompletion,
     ChatRequest,
@@ -17,19 +21,8 @@ from api.openai_schemas import (
     FileList,
     FileResource,
 )
-from api.schemas import (
-    BudgetList,
-    BudgetRequest,
-    BudgetResource,
-    HealthReport,
-    JobList,
-    JobRequest,
-    JobResource,
-    ModelList,
-    ModelResource,
-    Problem,
-    UsageReport,
-)
+from api.schemas.problems import Problem
+from api.schemas.requests import JobRequest
 
 Document = dict[str, Any]  # Any: JSON
 

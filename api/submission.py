@@ -23,7 +23,7 @@ from api.bodies import JsonObject
 from api.errors import validation_failed
 from api.jobview import Row
 from api.reserving import Recorder, budget_exceeded
-from api.schemas import JobRequest
+from api.schemas.requests import JobRequest
 from models.catalog import Catalog
 from models.database import dump_json, read_one
 from models.errors import (

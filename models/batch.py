@@ -21,7 +21,7 @@ Counts are kept in ``batch_counts``, a line per batch and writer, so that no lin
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import (
@@ -41,7 +41,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId, Usd
 
-STATUSES = (
+BatchStatus = Literal[
     "validating",
     "failed",
     "in_progress",
@@ -51,7 +51,7 @@ STATUSES = (
     "completed",
     "expired",
     "cancelled",
-)
+]
 ENDED = ("completed", "expired", "cancelled", "failed")
 BATCH_PRIORITY = 3
 """Jobs of batches have this much more than their batch's ``priority`` (0 high, 1 normal, 2 low): every single job of a
@@ -73,7 +73,7 @@ class Batch(Base):
 
     __tablename__ = "batches"
     __table_args__ = (
-        CheckConstraint(f"status IN ({', '.join(map(repr, STATUSES))})", name="status_known"),
+        CheckConstraint(f"status IN ({', '.join(map(repr, get_args(BatchStatus)))})", name="status_known"),
         Index(None, "tenant_id", "id"),
         Index("ix_batches_live", "id", postgresql_where=text(f"status NOT IN ({', '.join(map(repr, ENDED))})")),
         Index("ix_batches_fed", "id", postgresql_where=text("status = 'in_progress'")),

@@ -23,6 +23,7 @@ from models.database import create_engine, fetch_all
 from models.dispatch import UNDISPATCH_STALE
 from models.errors import ConfigurationError
 from models.ids import new_id
+from models.pauses import keep_pauses_short
 from models.process import SELECT_BACKLOG, SELECT_LIVE
 from models.telemetry import configure_logging
 from models.wakeups import DUE, Wakeups
@@ -201,6 +202,7 @@ def main() -> None:
     except ConfigurationError as error:
         raise SystemExit(f"headrace: {error}") from error
     relay = Relay(settings, catalog, Publisher(app))
+    keep_pauses_short()
     asyncio.run(_until_signalled(relay.run()))
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.attempt import RELEASE, SELECT_HELD
 from models.catalog import Catalog
 from models.database import create_engine, fetch_all
+from models.pauses import keep_pauses_short
 from models.shared import Shared
 from models.texts import TextSender
 from models.wakeups import CANCEL, Wakeups
@@ -74,6 +75,7 @@ class Runner:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._thread.start()
         self._ready.wait()
+        keep_pauses_short()
 
     def run(self, job_ids: Collection[UUID], *, rows: bool) -> None:
         """Run the jobs of one message and wait for their ends; called from Celery's threads.

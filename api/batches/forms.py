@@ -12,7 +12,7 @@ from api.batches.records import FORMATS
 from api.batches.windows import DEFAULT_WINDOW, window_seconds
 from api.bodies import JsonObject, is_deeper_than, shorten
 from api.errors import validation_failed
-from api.schemas import JobRequest
+from api.schemas.requests import JobRequest
 from models.errors import CallbackUrlRefused
 
 MAX_PARALLEL = 1_000_000

@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from api.auth import Caller
 from api.batches.control import BatchControl
-from api.batches.schemas import BatchList, BatchResource
 from api.batches.view import RATE_S, batch_to_wire
 from api.deps import BatchId, CallerDep, Services, ServicesDep
 from api.openapi import answer, refusals
 from api.responses import json_response, listed
+from api.schemas.batches import BatchList, BatchResource
 from models.batch import LIST_BATCHES, SELECT_BATCH
 from models.database import read_all, read_one
 from models.errors import FieldProblem, NotFound, ValidationFailed

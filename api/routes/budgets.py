@@ -18,7 +18,7 @@ from api.errors import validation_failed
 from api.jobview import timestamp
 from api.openapi import answer, body_of, refusals
 from api.responses import json_response
-from api.schemas import BudgetList, BudgetRequest, BudgetResource
+from api.schemas.budgets import BudgetList, BudgetRequest, BudgetResource
 from models.budget import (
     DELETE_BUDGET,
     LIST_BUDGETS,

@@ -13,9 +13,9 @@ from api.bodies import shorten
 from api.deps import CallerDep, FileId, Services, ServicesDep, services_of
 from api.filestore import Upload, file_resource, stored_chunks
 from api.multipart import FileBegins, FormField, form_pieces
-from api.openai_schemas import FileDeleted, FileList, FileResource
 from api.openapi import answer, refusals
 from api.responses import attachment, json_response, listed
+from api.schemas.openai import FileDeleted, FileList, FileResource
 from models.database import fetch_one, read_all, read_one
 from models.errors import FieldProblem, NotFound, ValidationFailed
 from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE

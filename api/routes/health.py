@@ -7,7 +7,7 @@ from api.deps import ServicesDep
 from api.metrics import CONTENT_TYPE, exposition
 from api.openapi import answer
 from api.responses import json_response
-from api.schemas import HealthReport
+from api.schemas.health import HealthReport
 
 router = APIRouter(tags=["Health"])
 

@@ -19,7 +19,8 @@ from api.jobview import Row, is_finished, job_resource, page, retry_after_s, sta
 from api.openapi import answer, body_of, header, refusals
 from api.ratelimits import submit_within_limits
 from api.responses import json_response
-from api.schemas import JobList, JobRequest, JobResource
+from api.schemas.jobs import JobList, JobResource
+from api.schemas.requests import JobRequest
 from api.submission import MAX_KEY_LENGTH, check_key, parse_request, plan_job
 from api.waiting import wait_or_disconnect
 from models.database import read_all

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.deps import CallerDep, Services, ServicesDep
 from api.openapi import answer, refusals
 from api.responses import json_response
-from api.schemas import ModelList, ModelResource
+from api.schemas.models import ModelList, ModelResource
 from models.catalog import AUTO, LLM
 from models.database import read_all
 from models.errors import ModelNotFound

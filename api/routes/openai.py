@@ -13,10 +13,10 @@ from api.bodies import JsonObject, read_json_object
 from api.chat import ChatStream, Waiting
 from api.deps import Services, services_of
 from api.openai_requests import embedding_request, parse_chat, plan_embedding
-from api.openai_schemas import ChatCompletion, ChatRequest, EmbeddingList, EmbeddingRequest
 from api.openapi import answer, body_of, header, refusals
 from api.ratelimits import submit_within_limits
 from api.routes.jobs import DirectRoute
+from api.schemas.openai import ChatCompletion, ChatRequest, EmbeddingList, EmbeddingRequest
 from api.submission import check_key, plan_job
 from models.ids import JOB, to_wire
 

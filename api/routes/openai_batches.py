@@ -6,17 +6,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth import Caller
-from api.batches.schemas import BatchResource
 from api.batches.view import RATE_S, batch_to_wire
 from api.batches.windows import window_seconds
 from api.bodies import JsonObject, read_json_object
 from api.deps import Services, services_of
 from api.errors import validation_failed
 from api.openai_requests import refused
-from api.openai_schemas import BatchRequest
 from api.openapi import answer, body_of, refusals
 from api.responses import json_response
 from api.routes.jobs import DirectRoute
+from api.schemas.batches import BatchResource
+from api.schemas.openai import BatchRequest
 from models.batch import SELECT_BATCH
 from models.database import dump_json, fetch_all, read_one
 from models.errors import FieldProblem, NotFound

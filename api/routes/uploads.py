@@ -14,13 +14,13 @@ from api.auth import Caller
 from api.batches.estimates import estimate
 from api.batches.forms import Form, read_form
 from api.batches.orders import Order, Taken
-from api.batches.schemas import BatchEstimate, BatchResource
 from api.bodies import shorten
 from api.deps import Services, services_of
 from api.multipart import FileBegins, FormField, FormPiece, form_pieces
 from api.openapi import answer, refusals
 from api.responses import json_response
 from api.routes.batches import batch_response
+from api.schemas.batches import BatchEstimate, BatchResource
 from api.waiting import disconnected
 from models.database import read_all
 from models.errors import FieldProblem, Unavailable, ValidationFailed

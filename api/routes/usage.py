@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.deps import CallerDep, ServicesDep
 from api.openapi import answer, refusals
 from api.responses import json_response
-from api.schemas import UsageReport
+from api.schemas.budgets import UsageReport
 from models.database import read_all
 from models.errors import FieldProblem, ValidationFailed
 from models.ledger import USAGE_GROUPS, select_usage

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.bodies import MAX_DEPTH, is_deeper_than, parse_json_object
-from api.schemas import JobRequest
+from api.schemas.requests import JobRequest
 from models.errors import ValidationFailed
 from tests.api.acting import code_of
 

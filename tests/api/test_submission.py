@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.auth import Caller
-from api.schemas import JobRequest
+from api.schemas.requests import JobRequest
 from api.submission import plan_job, request_hash
 from models.catalog import load_catalog
 from models.database import fetch_one

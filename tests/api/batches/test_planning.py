@@ -16,7 +16,7 @@ from api.batches.problems import Problems
 from api.batches.records import Group
 from api.batches.rows import BatchDraft
 from api.batches.templates import TemplateProblem, compile_template
-from api.schemas import JobRequest
+from api.schemas.requests import JobRequest
 from api.submission import plan_job
 from models.catalog import load_catalog
 from models.errors import ContextLengthExceeded, ModelNotFound, ValidationFailed

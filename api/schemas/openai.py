@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from api.schemas import Name
+from api.schemas.common import Name, Strict
 
 MIN_FILE_EXPIRY_S = 3600
 MAX_FILE_EXPIRY_S = 30 * 86_400
@@ -41,11 +41,7 @@ class FileDeleted(BaseModel):
     deleted: Literal[True]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class OutputExpiry(_Strict):
+class OutputExpiry(Strict):
     """When the output and error files expire, counted from when they are made."""
 
     anchor: Literal["created_at"]
@@ -65,7 +61,7 @@ Metadata = Annotated[
 ]
 
 
-class BatchRequest(_Strict):
+class BatchRequest(Strict):
     """A batch to make from an uploaded file; what is not OpenAI's is ours."""
 
     input_file_id: str = Field(max_length=64)
@@ -113,7 +109,7 @@ class ChatCompletion(BaseModel):
     usage: dict[str, int]
 
 
-class EmbeddingRequest(_Strict):
+class EmbeddingRequest(Strict):
     """Texts to turn into vectors."""
 
     input: str | list[str]

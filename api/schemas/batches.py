@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from models.batch import BatchStatus
+
 
 class BatchProblem(BaseModel):
     code: str
@@ -48,17 +50,7 @@ class BatchResource(BaseModel):
     errors: BatchProblems | None
     input_file_id: str | None
     completion_window: str = Field(examples=["24h"])
-    status: Literal[
-        "validating",
-        "failed",
-        "in_progress",
-        "paused",
-        "finalizing",
-        "cancelling",
-        "completed",
-        "expired",
-        "cancelled",
-    ]
+    status: BatchStatus
     output_file_id: str | None
     error_file_id: str | None
     created_at: int

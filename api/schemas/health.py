@@ -1,0 +1,18 @@
+"""Wire shapes of health."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class HealthPart(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal["ok", "down"]
+
+
+class HealthReport(BaseModel):
+    """The parts of the system and what they add up to."""
+
+    status: Literal["ok", "degraded", "down"]
+    parts: dict[str, HealthPart]
