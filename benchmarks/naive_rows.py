@@ -16,6 +16,7 @@ _URL = os.environ.get("HEADRACE_DATABASE_URL", "").replace("+psycopg", "")
 _local = threading.local()
 
 SCHEMA = """
+    DROP TABLE IF EXISTS naive_rows;
     CREATE TABLE naive_rows (id int PRIMARY KEY, prompt text NOT NULL, status text NOT NULL DEFAULT 'queued',
                              result jsonb, finished_at timestamptz)
 """

@@ -7,13 +7,6 @@ it never moves one tenant before another.
 
 from sqlalchemy import text
 
-LOCK_QUEUE = text("""
-    SELECT pg_try_advisory_xact_lock(hashtextextended(
-        CASE WHEN :rows THEN 'headrace.rows.' ELSE 'headrace.queue.' END || :queue, 0)) AS locked
-""")
-"""Make this transaction the queue's only publisher of ``rows`` of batches or of single jobs; false when another relay
-is at it."""
-
 _ROOM = """
     SELECT q.queue, coalesce(c.capacity, 0) AS capacity, coalesce(c.largest, 0) AS largest, p.published, p.singles
     FROM unnest(CAST(:queues AS text[])) AS q(queue)
@@ -47,8 +40,12 @@ SELECT_ROOM_FOR_ROWS = text(f"""
 are few, and not behind all single jobs that wait."""
 
 DISPATCH = text("""
-    WITH RECURSIVE tenant AS (
-        (SELECT tenant_id FROM jobs WHERE queue = :queue AND status = 'queued' AND dispatched_at IS NULL
+    WITH RECURSIVE mine AS MATERIALIZED (
+        SELECT pg_try_advisory_xact_lock(hashtextextended(
+            CASE WHEN :rows THEN 'headrace.rows.' ELSE 'headrace.queue.' END || :queue, 0)) AS locked
+    ), tenant AS (
+        (SELECT tenant_id FROM jobs
+         WHERE queue = :queue AND status = 'queued' AND dispatched_at IS NULL AND (SELECT locked FROM mine)
          ORDER BY tenant_id LIMIT 1)
         UNION ALL
         SELECT (SELECT tenant_id FROM jobs
@@ -87,7 +84,7 @@ DISPATCH = text("""
     SELECT marked.id FROM marked JOIN chosen ON chosen.id = marked.id ORDER BY chosen.turn
 """)
 """Choose ``room`` due jobs of a queue in fair order; mark those of them as published that are ``rows`` of batches, or
-those that are single jobs, and return them in that order.
+those that are single jobs, and return them in that order; none while another relay is at it.
 
 The tenants are found by a loose index scan, so the cost grows with the tenants that wait and the room, not with the
 backlog: a million rows of one tenant are as quick to pass as ten.

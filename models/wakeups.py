@@ -15,7 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 DUE = "headrace:due"
-"""Some job became due, or a place in a queue's window became free."""
+"""Some job became due, or more may run at a time."""
+
+ROOM = "headrace:room"
+"""Jobs ended: places in a queue's window became free."""
 
 FINISHED = "headrace:finished"
 """Jobs reached a terminal state; the message carries their ids in hex, separated by spaces."""

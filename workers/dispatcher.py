@@ -11,7 +11,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.database import fetch_all, transaction
-from models.dispatch import DISPATCH, LOCK_QUEUE, SELECT_ROOM, SELECT_ROOM_FOR_ROWS
+from models.dispatch import DISPATCH, SELECT_ROOM, SELECT_ROOM_FOR_ROWS
 from workers.publisher import Publisher, to_messages
 from workers.settings import RelaySettings
 
@@ -24,7 +24,10 @@ _SPARE = 8
 
 
 class Dispatcher:
-    """Publishes what is due of all queues: ``rows`` of batches, or single jobs."""
+    """Publishes what is due of all queues: ``rows`` of batches, or single jobs.
+
+    ``left_any``: some may be left unpublished, for want of room or since they are not due yet.
+    """
 
     def __init__(
         self,
@@ -40,14 +43,18 @@ class Dispatcher:
         self._settings = settings
         self._queues = queues
         self._rows = rows
+        self.left_any = True
 
     async def dispatch(self) -> None:
         """Fill every queue's window once; raises BrokerUnavailable, and then nothing is marked in that queue."""
         statement = SELECT_ROOM_FOR_ROWS if self._rows else SELECT_ROOM
-        for queue in await fetch_all(self._engine, statement, {"queues": self._queues}):
+        self.left_any = True
+        unpublished = await fetch_all(self._engine, statement, {"queues": self._queues})
+        for queue in unpublished:
             room = self._room(queue)
             if room > 0:
                 await self._fill(queue, room)
+        self.left_any = bool(unpublished)
 
     def _room(self, queue: RowMapping) -> int:
         window = max(self._settings.window_min, int(self._settings.window_factor * queue["capacity"]))
@@ -58,10 +65,8 @@ class Dispatcher:
 
     async def _fill(self, queue: RowMapping, room: int) -> None:
         async with transaction(self._engine) as connection:
-            this = {"queue": queue["queue"], "rows": self._rows}
-            if not (await connection.execute(LOCK_QUEUE, this)).scalar_one():
-                return
-            ids = [job_id.hex for job_id in (await connection.execute(DISPATCH, {**this, "room": room})).scalars()]
+            params = {"queue": queue["queue"], "rows": self._rows, "room": room}
+            ids = [job_id.hex for job_id in (await connection.execute(DISPATCH, params)).scalars()]
             if ids:
                 messages = to_messages(ids, queue["largest"], self._settings.jobs_per_message, rows=self._rows)
                 await asyncio.to_thread(self._publisher.publish, queue["queue"], messages)

@@ -17,7 +17,7 @@ from models.grouping import GroupCommit
 from models.ids import new_id
 from models.lifecycle import TERMINAL, JobStatus
 from models.reservation import ADD_RESERVED, LOCK_PERIODS_OF_JOBS, choose_top_ups
-from models.wakeups import DUE, FINISHED, Wakeups
+from models.wakeups import DUE, FINISHED, ROOM, Wakeups
 from workers.execution import Claim, Report
 from workers.lease import Lease
 
@@ -126,7 +126,8 @@ class Exchange:
         finished = [row["id"].hex for row in rows if row["held"] and JobStatus(row["status"]) in TERMINAL]
         if finished:
             self._wakeups.announce(FINISHED, finished)
-        if rows:
+            self._wakeups.announce(ROOM)
+        if len(finished) < len(rows):
             self._wakeups.announce(DUE)
 
 

@@ -26,7 +26,7 @@ from models.ids import new_id
 from models.pauses import keep_pauses_short
 from models.process import SELECT_BACKLOG, SELECT_LIVE
 from models.telemetry import configure_logging
-from models.wakeups import DUE, Wakeups
+from models.wakeups import DUE, ROOM, Wakeups
 from workers.batchkeeper import BatchKeeper
 from workers.celery import app
 from workers.dispatcher import Dispatcher
@@ -38,6 +38,9 @@ from workers.settings import RelaySettings
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
+_ROWS_PAUSE_S = 0.01
+"""Rows of batches are looked at this often at most: fewer looks, and more rows at each."""
+
 _LOST_MESSAGE_FACTOR = 20
 """A job whose message is lost while its queue is never empty waits this many times longer."""
 
@@ -94,7 +97,7 @@ class Relay:
                 duties.create_task(lease.keep())
                 duties.create_task(self._listen(wakeups))
                 duties.create_task(self._dispatch_forever(self._singles, self._woken))
-                duties.create_task(self._dispatch_forever(self._rows, self._fed))
+                duties.create_task(self._dispatch_forever(self._rows, self._fed, pause_s=_ROWS_PAUSE_S))
                 duties.create_task(self._feed_forever())
                 duties.create_task(_every(self._settings.poll_s, "batches", keeper.look))
                 duties.create_task(_every(self._settings.poll_s, "files", keeper.measure))
@@ -107,7 +110,7 @@ class Relay:
             await self._engine.dispose()
             await self._dispatch_engine.dispose()
 
-    async def _dispatch_forever(self, dispatcher: Dispatcher, woken: asyncio.Event) -> None:
+    async def _dispatch_forever(self, dispatcher: Dispatcher, woken: asyncio.Event, pause_s: float = 0) -> None:
         while True:
             woken.clear()
             try:
@@ -115,6 +118,7 @@ class Relay:
             except _OUTSIDE_ERRORS as error:
                 log.warning("relay.dispatch_failed", error=_first_line(error))
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
+            await asyncio.sleep(pause_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
                     await woken.wait()
@@ -136,12 +140,14 @@ class Relay:
                     await self._hungry.wait()
 
     async def _listen(self, wakeups: Wakeups) -> None:
-        async for _ in wakeups.listen(DUE):
-            self._wake()
+        async for channel, _ in wakeups.listen(DUE, ROOM):
+            self._wake(singles=channel == DUE or self._singles.left_any)
 
-    def _wake(self) -> None:
-        for event in (self._woken, self._fed, self._hungry):
-            event.set()
+    def _wake(self, *, singles: bool = True) -> None:
+        if singles:
+            self._woken.set()
+        self._fed.set()
+        self._hungry.set()
 
     async def _republish_stale(self) -> None:
         for queue in self._queues:
