@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx
 import psycopg
+import redis
 from psycopg.rows import dict_row
 
 from api.local.ports import choose_port
@@ -22,6 +23,7 @@ from models.account import DEVELOPMENT_TENANT, ensure_development_tenant
 from models.database import dump_json
 from models.ids import new_id
 from models.job import INSERT_JOBS
+from models.wakeups import DUE
 
 ROOT = Path(__file__).parent.parent
 _MOCK_LLM: Mapping[str, Any] = {  # Any: TOML values
@@ -188,6 +190,11 @@ class Stack:
             **settings,
         }
         self._processes: list[subprocess.Popen[bytes]] = []
+
+    def wake(self) -> None:
+        """Tell the relay that jobs are due, as the API does when it has recorded some."""
+        with redis.Redis.from_url(self.settings["HEADRACE_REDIS_URL"]) as client:
+            client.publish(DUE, "")
 
     def __enter__(self) -> Self:
         return self

@@ -97,6 +97,7 @@ def test_a_single_job_does_not_wait_behind_anybodys_batch(stack: Stack, database
     for _ in range(15):
         for tenant_id, waited in waits.items():
             (job_id,) = database.submit(["single"], tenant_id=tenant_id)
+            stack.wake()
             started = "SELECT extract(epoch FROM started_at - created_at)::float FROM jobs WHERE id = %s"
             wait_until(lambda: database.value(started, job_id) is not None, 10, 0.01)  # noqa: B023 - used at once
             waited.append(database.value(started, job_id))

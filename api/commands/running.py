@@ -110,11 +110,10 @@ def run_batch(
             check_target(out, file)
         if dry_run:
             _print_estimate(order.estimate(api), as_json)
-        else:
-            asks = not (yes or as_json) and sys.stdin.isatty() and sys.stderr.isatty()
-            if asks and order.endpoint is None:
-                _ask(order.estimate(api))
-            _go(api, order, out, detach, as_json)
+            return
+        if not (yes or as_json):
+            _ask(api, order)
+        _go(api, order, out, detach, as_json)
 
 
 class Order:
@@ -169,10 +168,11 @@ def _go(api: Api, order: Order, out: Path | None, detach: bool, as_json: bool) -
         output().print(come_back(api, batch, out), markup=False, soft_wrap=True)
 
 
-def _ask(estimate: Json) -> None:
-    """Show what it would come to, and end unless that is agreed to."""
-    aside().print(facts_table(estimate_facts(estimate)))
-    typer.confirm("Submit?", default=True, abort=True, err=True)
+def _ask(api: Api, order: Order) -> None:
+    """Show who sits at a terminal what it would come to, and end unless that is agreed to."""
+    if order.endpoint is None and sys.stdin.isatty() and sys.stderr.isatty():
+        aside().print(facts_table(estimate_facts(order.estimate(api))))
+        typer.confirm("Submit?", default=True, abort=True, err=True)
 
 
 def _print_estimate(estimate: Json, as_json: bool) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """A Postgres of this module's own, to be stopped and started again."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("fragile"))
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("fragile"), first_port=0)
     migrate(server.start())
     yield server
     server.stop()
