@@ -5,7 +5,7 @@ Nothing is kept but the fields, which are small; what is done with the file is u
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -36,6 +36,12 @@ class FileBegins:
 
     name: str
     filename: str
+
+
+def documented_form(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:  # Any: a JSON Schema
+    """What the OpenAPI document says of a handler that reads such a form, as its ``openapi_extra``."""
+    schema = {"type": "object", "required": required, "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 FormPiece = FormField | FileBegins | bytes

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -23,9 +23,9 @@ from statistics import median
 from benchmarks.engine_contestants import CONTESTANTS, PARALLEL, Setting
 from benchmarks.engine_work import (
     MB,
-    MODELS,
     LocalModel,
     Wave,
+    engine_parser,
     local_model,
     make_prompts,
     memory,
@@ -199,12 +199,10 @@ def chosen(options: Namespace) -> Iterator[str]:
 
 def parse() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or the path of a GGUF file")
+    parser = engine_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help=f"some of: {', '.join(CONTESTANTS)}")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(LEAST)}")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gpu", action="store_true", help="all layers on the GPU, and flash attention, for everyone")
     parser.add_argument("--omp-wait", choices=("passive", "active", "default"), default="default")
     parser.add_argument("--run", choices=CONTESTANTS, help="the process of one contestant: prints JSON")

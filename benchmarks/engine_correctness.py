@@ -8,11 +8,10 @@ several forms by llama.cpp (all at once, little by little, in company, ...), som
 the gap between the two tokens is below what gaps move by between these forms, as measured in this run.
 """
 
-import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 
-from benchmarks.engine_work import MODELS, LocalModel, local_model, prepare_output, verdict
+from benchmarks.engine_work import LocalModel, engine_parser, local_model, prepare_output, verdict
 from benchmarks.ground import print_machine
 from tests.workers.engine.reference import (
     WINDOW,
@@ -75,11 +74,9 @@ def compare(plain: Plain, prompts: Sequence[Tokens], answers: Sequence[Tokens], 
 
 def main() -> None:
     """Compare and print."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or the path of a GGUF file")
+    parser = engine_parser(__doc__)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64, help="the most that are generated for each")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     model = local_model(options.model)
     print_machine()

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from api.local.stack import Running, StackOptions, running_stack
-from benchmarks.engine_work import MB, MODELS, LocalModel, local_model, memory, prepare_output, quiet_logs, verdict
+from benchmarks.engine_work import (
+    MB,
+    LocalModel,
+    engine_parser,
+    local_model,
+    memory,
+    prepare_output,
+    quiet_logs,
+    verdict,
+)
 from benchmarks.ground import print_machine, spread
 from models.database import dump_json
 from workers.engine.gguf import read_model_file
@@ -220,10 +229,8 @@ def print_memory(model: LocalModel, running: Running) -> bool:
 
 def parse() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or the path of a GGUF file")
+    parser = engine_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 
 

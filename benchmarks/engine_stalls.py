@@ -10,7 +10,7 @@ within 2 s; weights mapped once and not copied, and at most 200 MB held beyond t
 import os
 import threading
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,8 @@ from statistics import median, quantiles
 
 from benchmarks.engine_work import (
     MB,
-    MODELS,
     LocalModel,
+    engine_parser,
     local_model,
     make_prompts,
     memory,
@@ -196,10 +196,8 @@ def _ms(seconds: float) -> str:
 
 def parse() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or the path of a GGUF file")
+    parser = engine_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="arrivals of a long prompt")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 
 

@@ -7,11 +7,10 @@ threads, on a cache so small that jobs wait for room; tests/workers/engine/storm
 thousand the engine must hold no cell and no sequence. At the end some answers are computed again, each alone.
 """
 
-import os
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
-from benchmarks.engine_work import MB, MODELS, local_model, memory, peak_resident, prepare_output, verdict
+from benchmarks.engine_work import MB, engine_parser, local_model, memory, peak_resident, prepare_output, verdict
 from benchmarks.ground import print_machine
 from tests.workers.engine.reference import Plain
 from tests.workers.engine.storming import Storm, answers_not_its_own
@@ -67,10 +66,8 @@ def is_flat(resident: list[float]) -> bool:
 
 def parse() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__)
+    parser = engine_parser(__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
-    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or the path of a GGUF file")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", default="1")
     return parser.parse_args()
 

@@ -1,8 +1,10 @@
 """What the measurements of the local engine share: the models, the prompts, and what a process holds in memory."""
 
 import logging
+import os
 import random
 import re
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from os import getloadavg
 from pathlib import Path
@@ -54,6 +56,14 @@ class Memory:
     resident: int
     anonymous: int
     mapped: int
+
+
+def engine_parser(description: str | None) -> ArgumentParser:
+    """A command line with ``--model``, for :func:`local_model`, and ``--threads``."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or the path of a GGUF file")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    return parser
 
 
 def local_model(name: str) -> LocalModel:

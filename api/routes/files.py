@@ -12,35 +12,25 @@ from api.batches.results import openai_lines
 from api.bodies import shorten
 from api.deps import CallerDep, FileId, Services, ServicesDep, services_of
 from api.filestore import Upload, file_resource, stored_chunks
-from api.multipart import FileBegins, FormField, form_pieces
+from api.multipart import FileBegins, FormField, documented_form, form_pieces
 from api.openapi import answer, refusals
 from api.responses import attachment, json_response, listed
-from api.schemas.openai import FileDeleted, FileList, FileResource
+from api.schemas.openai import MAX_FILE_EXPIRY_S, MIN_FILE_EXPIRY_S, FileDeleted, FileList, FileResource
 from models.database import fetch_one, read_all, read_one
 from models.errors import FieldProblem, NotFound, ValidationFailed
 from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE
 from models.ids import FILE, from_wire, to_wire
 
-MIN_EXPIRY_S = 3600
-MAX_EXPIRY_S = 30 * 86_400
 _FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
-_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "file": {"type": "string", "format": "binary"},
-                    "purpose": {"const": "batch"},
-                    "expires_after[anchor]": {"const": "created_at"},
-                    "expires_after[seconds]": {"type": "integer", "minimum": MIN_EXPIRY_S, "maximum": MAX_EXPIRY_S},
-                },
-                "required": ["file", "purpose"],
-            }
-        }
+_FORM = documented_form(
+    ["file", "purpose"],
+    {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"const": "batch"},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": MIN_FILE_EXPIRY_S, "maximum": MAX_FILE_EXPIRY_S},
     },
-}
+)
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
@@ -48,7 +38,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 @router.post(
     "",
     responses={200: answer("The file.", FileResource), **refusals(413, 415, 422)},
-    openapi_extra={"requestBody": _FORM},
+    openapi_extra=_FORM,
 )
 async def upload_file(request: Request) -> Response:
     """Upload a file for a batch: JSONL of OpenAI's form. An upload that is broken off leaves nothing."""
@@ -145,8 +135,8 @@ def _expiry(fields: dict[str, str]) -> int | None:
     if anchor is None and seconds is None:
         return None
     _require(anchor == "created_at", "expires_after[anchor]", "The anchor must be `created_at`.")
-    valid = seconds is not None and seconds.isdecimal() and MIN_EXPIRY_S <= int(seconds[:9]) <= MAX_EXPIRY_S
-    _require(valid, "expires_after[seconds]", f"Send {MIN_EXPIRY_S} to {MAX_EXPIRY_S} seconds.")
+    valid = seconds is not None and seconds.isdecimal() and MIN_FILE_EXPIRY_S <= int(seconds[:9]) <= MAX_FILE_EXPIRY_S
+    _require(valid, "expires_after[seconds]", f"Send {MIN_FILE_EXPIRY_S} to {MAX_FILE_EXPIRY_S} seconds.")
     return int(seconds or 0)
 
 

@@ -16,7 +16,7 @@ from api.batches.forms import Form, read_form
 from api.batches.orders import Order, Taken
 from api.bodies import shorten
 from api.deps import Services, services_of
-from api.multipart import FileBegins, FormField, FormPiece, form_pieces
+from api.multipart import FileBegins, FormField, FormPiece, documented_form, form_pieces
 from api.openapi import answer, refusals
 from api.responses import json_response
 from api.routes.batches import batch_response
@@ -33,40 +33,32 @@ _WRITE_BYTES = 1 << 20
 
 _TEXT = {"type": "string"}
 _AS_JSON = {**_TEXT, "description": "As a job's, in JSON."}
-_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {
-                    "file": {"type": "string", "format": "binary", "description": "CSV, JSONL or .xlsx."},
-                    "prompt": {**_TEXT, "description": "A template, such as `Classify: {{text}}`."},
-                    "system": {**_TEXT, "description": "The system's message; a template too."},
-                    "id_column": {**_TEXT, "description": "The column with each row's `custom_id`, if there is one."},
-                    "completion_window": {**_TEXT, "default": "24h", "examples": ["1h", "24h", "7d"]},
-                    "max_parallel": {"type": "integer", "minimum": 1},
-                    "dedupe": {"type": "boolean", "description": "Compute rows with equal prompts once."},
-                    "dry_run": {"type": "boolean", "description": "Check and estimate; store nothing."},
-                    "name": {**_TEXT, "maxLength": 256},
-                    "delimiter": {
-                        **_TEXT,
-                        "description": "Of a CSV; sniffed among comma, semicolon and tab if absent.",
-                    },
-                    "format": {"enum": ["csv", "jsonl", "xlsx"]},
-                    **dict.fromkeys(("model", "priority", "user", "team", "fallbacks", "max_cost_usd"), _TEXT),
-                    **{name: {"type": "integer"} for name in ("max_tokens", "seed", "top_k")},
-                    **{
-                        name: {"type": "number"}
-                        for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
-                    },
-                    **dict.fromkeys(("stop", "response_format", "metadata"), _AS_JSON),
-                },
-            }
-        }
+_FORM = documented_form(
+    ["file"],
+    {
+        "file": {"type": "string", "format": "binary", "description": "CSV, JSONL or .xlsx."},
+        "prompt": {**_TEXT, "description": "A template, such as `Classify: {{text}}`."},
+        "system": {**_TEXT, "description": "The system's message; a template too."},
+        "id_column": {**_TEXT, "description": "The column with each row's `custom_id`, if there is one."},
+        "completion_window": {**_TEXT, "default": "24h", "examples": ["1h", "24h", "7d"]},
+        "max_parallel": {"type": "integer", "minimum": 1},
+        "dedupe": {"type": "boolean", "description": "Compute rows with equal prompts once."},
+        "dry_run": {"type": "boolean", "description": "Check and estimate; store nothing."},
+        "name": {**_TEXT, "maxLength": 256},
+        "delimiter": {
+            **_TEXT,
+            "description": "Of a CSV; sniffed among comma, semicolon and tab if absent.",
+        },
+        "format": {"enum": ["csv", "jsonl", "xlsx"]},
+        **dict.fromkeys(("model", "priority", "user", "team", "fallbacks", "max_cost_usd"), _TEXT),
+        **{name: {"type": "integer"} for name in ("max_tokens", "seed", "top_k")},
+        **{
+            name: {"type": "number"}
+            for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
+        },
+        **dict.fromkeys(("stop", "response_format", "metadata"), _AS_JSON),
     },
-}
+)
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/v1/batches", tags=["Batches"])
@@ -80,7 +72,7 @@ router = APIRouter(prefix="/v1/batches", tags=["Batches"])
         202: answer("The batch is recorded.", BatchResource, "Location", "RateLimit", "RateLimit-Policy"),
         **refusals(402, 404, 413, 415, 422, 429),
     },
-    openapi_extra={"requestBody": _FORM},
+    openapi_extra=_FORM,
 )
 async def upload_batch(request: Request) -> Response:
     """Make a batch of a file: a job for each row. It is taken whole or refused whole, with every problem named."""
