@@ -138,3 +138,46 @@ def test_a_cancelled_batch_stops_the_calls_that_run(stack: Stack, database: Data
     assert time.monotonic() - asked < 10
     assert counts(database, batch_id)["cancelled"] == 100
     assert_rows_ended_once(database, batch_id)
+
+
+def test_an_uploaded_batch_waits_while_its_budget_is_too_low(stack: Stack, database: Database) -> None:
+    """From the file to the last row through real processes; what it cost is what was spent, and nothing is held."""
+    stack.catalog({"echo": {"mock": {"latency_s": 0.02}}})
+    stack.relay()
+    stack.worker(concurrency=4)
+    _, url = stack.api()
+    rows = 300
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {database.api_key}"}, timeout=30) as client:
+
+        def limit(amount: object) -> None:
+            budget = {"scope": "tenant", "window": "total", "limit_usd": str(amount)}
+            client.put("/v1/budgets", json=budget).raise_for_status()
+
+        def status() -> tuple[str, str | None]:
+            now = client.get(f"/v1/batches/{made['id']}").json()
+            return now["status"], now["pause_reason"]
+
+        limit(100)
+        made = client.post(
+            "/v1/batches/upload",
+            files={"file": ("rows.csv", "text\n" + "".join(f"row {n}\n" for n in range(rows)))},
+            data={"prompt": "Say {{text}}", "model": "echo", "max_tokens": "8"},
+        ).json()
+        wait_until(lambda: database.count("completed") > 10)
+        limit("0.0001")
+        wait_until(lambda: status() == ("paused", "budget_exhausted"), 20)
+        wait_until(lambda: database.count("in_progress") == 0)
+        done = database.count("completed")
+        assert done < rows
+        time.sleep(1)
+        assert database.count("completed") == done
+        limit(100)
+        wait_until(lambda: status()[0] == "completed", 60)
+        batch_id = UUID(made["id"].removeprefix("batch_"))
+        assert_rows_ended_once(database, batch_id)
+        assert counts(database, batch_id)["completed"] == rows
+        cost = client.get(f"/v1/batches/{made['id']}").json()["cost_usd"]
+    assert Decimal(cost) == database.value("SELECT sum(cost_usd) FROM ledger_entries") > 0
+    wait_until(lambda: database.value("SELECT count(*) FROM budget_movements") == 0)
+    assert_no_drift(database)
+    assert database.value("SELECT reserved_usd FROM budget_periods") == 0
