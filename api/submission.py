@@ -6,14 +6,12 @@ answered 202 finds its job after any crash. Where a budget covers a job, its res
 statement (:mod:`api.reserving`).
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.auth import Caller
 from api.bodies import JsonObject
 from api.errors import validation_failed
+from api.idempotency import digest_of, require_same
 from api.jobview import Row
 from api.reserving import Recorder, budget_exceeded
 from api.schemas.requests import JobRequest
@@ -31,7 +30,6 @@ from models.errors import (
     ContextLengthExceeded,
     CostCapExceeded,
     FieldProblem,
-    IdempotencyMismatch,
     Unavailable,
     ValidationFailed,
 )
@@ -43,7 +41,6 @@ from models.routing import Ask, Route, Router
 from models.tokens import REPAIR_OVERHEAD, fewest_tokens, most_tokens
 from models.wakeups import Wakeups
 
-MAX_KEY_LENGTH = 255
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "stop", "seed")
 
 
@@ -67,14 +64,6 @@ def parse_request(body: JsonObject) -> JobRequest:
         message = "This version does not keep conversations yet."
         raise ValidationFailed(message, param="conversation_id", problems=[FieldProblem("conversation_id", message)])
     return request
-
-
-def check_key(key: str | None) -> str | None:
-    """A usable Idempotency-Key, or None when the caller sent none; raises ValidationFailed."""
-    if key is None or (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-        return key
-    message = f"The Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable ASCII characters."
-    raise ValidationFailed(message, param="Idempotency-Key", problems=[FieldProblem("Idempotency-Key", message)])
 
 
 def plan_job(
@@ -112,15 +101,14 @@ def plan_job(
         "team": request.team,
         "labels": request.metadata,
         "idempotency_key": idempotency_key,
-        "request_hash": request_hash(request).hex() if idempotency_key else None,
+        "request_hash": request_hash(request) if idempotency_key else None,
         "expires_in": request.expires_in,
     }
 
 
-def request_hash(request: JobRequest) -> bytes:
-    """SHA-256 of a request's canonical form: sorted keys, without what equals its default."""
-    canonical = request.model_dump(exclude_defaults=True, by_alias=True)
-    return hashlib.sha256(orjson.dumps(canonical, default=str, option=orjson.OPT_SORT_KEYS)).digest()
+def request_hash(request: JobRequest) -> str:
+    """The digest of a request's canonical form, without what equals its default."""
+    return digest_of(request.model_dump(exclude_defaults=True, by_alias=True))
 
 
 class Submitter:
@@ -143,11 +131,7 @@ class Submitter:
         row = await self._find(job)
         if row["id"] == job["id"]:
             return Submitted(row, created=True)
-        if row["request_hash"] != job["request_hash"]:
-            raise IdempotencyMismatch(
-                "This Idempotency-Key was used with another request body; use a new key for a new request.",
-                param="Idempotency-Key",
-            )
+        require_same(row["request_hash"], job["request_hash"])
         return Submitted(row, created=False)
 
     async def _find(self, job: Mapping[str, Any]) -> RowMapping:

@@ -76,6 +76,13 @@ class Batch(Base):
         CheckConstraint(f"status IN ({', '.join(map(repr, get_args(BatchStatus)))})", name="status_known"),
         Index(None, "tenant_id", "id"),
         Index("ix_batches_live", "id", postgresql_where=text(f"status NOT IN ({', '.join(map(repr, ENDED))})")),
+        Index(
+            "uq_batches_idempotency_key",
+            "tenant_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
         Index("ix_batches_fed", "id", postgresql_where=text("status = 'in_progress'")),
     )
 
@@ -98,6 +105,8 @@ class Batch(Base):
     end_user: Mapped[str | None]
     team: Mapped[str | None]
     labels: Mapped[Json] = mapped_column(server_default="{}")
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
 
     total: Mapped[int] = mapped_column(server_default="0")
     next_row: Mapped[int] = mapped_column(server_default="1")

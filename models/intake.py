@@ -32,15 +32,21 @@ INSERT_BATCH = text("""
     INSERT INTO batches (id, tenant_id, api_key_id, status, endpoint, name, model, routes, request, columns, template,
                          dedupe, priority, max_parallel, completion_window, callback_url, end_user, team, labels,
                          input_file_id, output_expires_s, total, reserved_usd, budget_periods, in_progress_at,
-                         expires_at)
+                         expires_at, idempotency_key, request_hash)
     VALUES (:id, :tenant_id, :api_key_id, 'in_progress', :endpoint, :name, :model, CAST(:routes AS jsonb),
             CAST(:request AS jsonb), CAST(:columns AS text[]), CAST(:template AS jsonb), :dedupe, :priority,
             :max_parallel, :completion_window, :callback_url, :end_user, :team, CAST(:labels AS jsonb),
             :input_file_id, :output_expires_s, :total, :reserved_usd, CAST(:budget_periods AS bigint[]), now(),
-            now() + make_interval(secs => :expires_in))
+            now() + make_interval(secs => :expires_in), :idempotency_key, :request_hash)
+    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING id
 """)
-"""Record a batch that was read whole and begins."""
+"""Record a batch that was read whole and begins; nothing when its idempotency key has made one before."""
+
+SELECT_BATCH_BY_KEY = text(
+    "SELECT id, request_hash FROM batches WHERE tenant_id = :tenant_id AND idempotency_key = :idempotency_key"
+)
+"""The batch that a tenant's idempotency key made."""
 
 BEGIN_BATCH = text("""
     UPDATE batches

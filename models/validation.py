@@ -11,12 +11,15 @@ _FIRST_KEY = 1_914_007_353
 
 RECORD_BATCH = text("""
     INSERT INTO batches (id, tenant_id, api_key_id, status, endpoint, name, dedupe, priority, max_parallel,
-                         completion_window, end_user, team, labels, input_file_id, output_expires_s, expires_at)
+                         completion_window, end_user, team, labels, input_file_id, output_expires_s, expires_at,
+                         idempotency_key, request_hash)
     VALUES (:id, :tenant_id, :api_key_id, 'validating', :endpoint, :name, :dedupe, :priority, :max_parallel,
             :completion_window, :end_user, :team, CAST(:labels AS jsonb), :input_file_id, :output_expires_s,
-            now() + make_interval(secs => :expires_in))
+            now() + make_interval(secs => :expires_in), :idempotency_key, :request_hash)
+    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING id
 """)
-"""Record a batch before its file is read."""
+"""Record a batch before its file is read; nothing when its idempotency key has made one before."""
 
 LOCK_UNREAD = text(f"SELECT pg_try_advisory_lock({_FIRST_KEY}, hashtext(CAST(:id AS text))) AS locked")
 """Make this connection the one that reads a batch's file; false when another one does."""

@@ -42,6 +42,7 @@ class Lease:
         self._identity = {"role": role, "name": name, "queues": sorted(queues), "capacity": capacity}
         self._lease_s = lease_s
         self._registered = False
+        self._begun = asyncio.Event()
         self._reported: Report = ()
         self._soon = asyncio.Event()
 
@@ -70,6 +71,10 @@ class Lease:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._soon.wait(), delay_s)
 
+    async def begun(self) -> None:
+        """Wait until it is registered for the first time: before that no job can be claimed under it."""
+        await self._begun.wait()
+
     def beat_soon(self) -> None:
         """Let the next beat come at once, since there is something to tell."""
         self._soon.set()
@@ -87,6 +92,7 @@ class Lease:
         if not self._registered:
             await fetch_all(self._engine, REGISTER, {"id": self.id, "lease_s": self._lease_s, **self._identity})
             self._registered, self._reported = True, ()
+            self._begun.set()
             if models:
                 self._soon.set()
             return

@@ -168,6 +168,7 @@ class Runner:
         self._waiting.update(pending)
         attempts: list[asyncio.Task[None]] = []
         try:
+            await self._lease.begun()
             while pending:
                 places = await self._places.take(len(pending), single=not rows)
                 if self._draining:

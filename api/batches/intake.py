@@ -40,10 +40,10 @@ async def take_in(order: Order, file: BinaryIO, catalog: Catalog) -> Taken:
     draft = _draft(order, form)
     engine = create_engine(order.database_url, name="intake", pool_size=1)
     try:
-        await write_batch(engine, draft, reading.chunks(draft), distinct=True)
+        written = await write_batch(engine, draft, reading.chunks(draft), distinct=True)
     finally:
         await engine.dispose()
-    return reading.taken(draft.id)
+    return reading.taken(written)
 
 
 class _Reading:
@@ -161,4 +161,6 @@ def _draft(order: Order, form: Form) -> BatchDraft:
         team=form.request.team,
         labels=dict(form.request.metadata),
         max_cost_usd=form.request.max_cost_usd,
+        idempotency_key=order.idempotency_key,
+        request_hash=order.request_hash,
     )

@@ -35,11 +35,14 @@ class Order(BaseModel):
     catalog: Path | None
     optional_llms: tuple[str, ...]
     max_rows: int
+    idempotency_key: str | None
+    request_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of a file; amounts in USD. ``batch_id`` is None after a dry run."""
+    """What became of a file; amounts in USD. ``batch_id`` is None after a dry run, and where the
+    idempotency key has made a batch before."""
 
     batch_id: UUID | None
     rows: int

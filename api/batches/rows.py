@@ -65,6 +65,8 @@ class BatchDraft:
     input_file_id: UUID | None = None
     output_expires_s: int | None = None
     max_cost_usd: Decimal | None = None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
 
 
 @dataclass(slots=True)
@@ -145,7 +147,9 @@ async def write_batch(
     *,
     distinct: bool = False,
 ) -> UUID | None:
-    """Write a batch with its rows and its reservation; its id, or None if it waited and was cancelled meanwhile.
+    """Write a batch with its rows and its reservation; its id.
+
+    None if it waited and was cancelled meanwhile, or if its idempotency key has made one before.
 
     What ``chunks`` raises leaves nothing behind; so do BudgetExceeded, CostCapExceeded and ValidationFailed, for custom
     ids that several rows have and for a batch without rows. ``draft`` is read after the last chunk. ``distinct``:
@@ -177,7 +181,7 @@ async def write_batch(
 
 
 class _Gone(Exception):
-    """The batch was cancelled while its file was read."""
+    """The batch was cancelled while its file was read, or is there already."""
 
 
 class _Short(Exception):
@@ -244,9 +248,10 @@ async def _reserve(connection: SqlConnection, draft: BatchDraft, amount: Decimal
 
 def _columns(draft: BatchDraft, total: int, reserved: Decimal, periods: Sequence[int]) -> dict[str, Any]:
     plain = ("id", "tenant_id", "api_key_id", "endpoint", "name", "model", "dedupe", "priority", "max_parallel")
+    keys = ("idempotency_key", "request_hash")
     more = ("completion_window", "callback_url", "end_user", "team", "input_file_id", "output_expires_s", "expires_in")
     return {
-        **{name: getattr(draft, name) for name in plain + more},
+        **{name: getattr(draft, name) for name in plain + more + keys},
         "routes": dump_json(draft.routes),
         "request": dump_json(draft.request),
         "columns": None if draft.columns is None else list(draft.columns),

@@ -25,6 +25,8 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 90.0
 GIVE_UP_S = 900.0
 """How long an API that has answered before may be away."""
+SUBMIT_PATIENCE_S = 10.0
+"""How long to try to submit something."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 
 
@@ -98,10 +100,18 @@ class Api:
         """Send a JSON object, or nothing."""
         return self._json(self._request("POST", path, json=body, headers=headers))
 
-    def send_form(self, path: str, fields: Mapping[str, str], file: tuple[str, Any], timeout_s: float) -> Json:
+    def send_form(
+        self,
+        path: str,
+        fields: Mapping[str, str],
+        file: tuple[str, Any],
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json:
         """Send a form with a file (its name, and an opened file), which is read as it is sent."""
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        return self._json(self._request("POST", path, data=dict(fields), files={"file": file}, timeout=timeout))
+        form = {"data": dict(fields), "files": {"file": file}}
+        return self._json(self._request("POST", path, **form, timeout=timeout, headers=headers))
 
     @contextmanager
     def stream(self, path: str, **params: object) -> Iterator[Iterator[bytes]]:

@@ -9,14 +9,13 @@ import typer
 from rich.console import Console
 
 from api.commands.batch import batch_path, show
-from api.commands.client import Api, patiently
+from api.commands.client import SUBMIT_PATIENCE_S, Api, patiently
 from api.commands.errors import CommandError, NoAnswer
 from api.commands.shell import URL, AsJson, KeyFile, Url, aside, connected, facts_table, output, print_json
 from api.commands.wording import Json, duration, moment, plain, usd
 
 UNFINISHED = frozenset({"queued", "in_progress"})
 LONG_POLL_S = 30
-SUBMIT_PATIENCE_S = 10.0
 Id = Annotated[str, typer.Argument(metavar="ID", help="A job's or a batch's id.")]
 Wait = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the end.")]
 

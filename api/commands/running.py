@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import orjson
 import typer
 
 from api.commands.batchview import estimate_facts
-from api.commands.client import Api
+from api.commands.client import SUBMIT_PATIENCE_S, Api, patiently
 from api.commands.errors import CommandError
 from api.commands.following import come_back, follow
 from api.commands.requests import endpoint_of, submit_requests
@@ -137,7 +138,8 @@ class Order:
         """Make the batch. Raises Refused."""
         if self.endpoint is not None:
             return submit_requests(api, self._file, self.endpoint, self._values, aside())
-        return upload(api, self._file, form_fields(self._values), aside())
+        fields, key = form_fields(self._values), uuid4().hex
+        return patiently(lambda: upload(api, self._file, fields, aside(), key=key), give_up_s=SUBMIT_PATIENCE_S)
 
 
 def form_fields(values: Mapping[str, object]) -> dict[str, str]:

@@ -45,8 +45,13 @@ class Outgoing:
         return piece
 
 
-def upload(api: Api, path: Path, fields: Mapping[str, str], console: Console, to: str = UPLOAD_PATH) -> Json:
-    """Send a batch's file with a bar; the API's answer. Raises Refused, NoAnswer and OSError."""
+def upload(
+    api: Api, path: Path, fields: Mapping[str, str], console: Console, to: str = UPLOAD_PATH, key: str | None = None
+) -> Json:
+    """Send a batch's file with a bar; the API's answer. Raises Refused, NoAnswer and OSError.
+
+    With an idempotency ``key``, sending it again never makes a second batch.
+    """
     with path.open("rb") as file, _upload_bar(console) as bar:
         task = bar.add_task("sending", total=os.fstat(file.fileno()).st_size or None)
 
@@ -56,9 +61,10 @@ def upload(api: Api, path: Path, fields: Mapping[str, str], console: Console, to
             bar.update(task, completed=sent, description="checking" if checking else "sending")
 
         outgoing = Outgoing(file, on_read)
+        headers = None if key is None else {"idempotency-key": key}
         if not console.is_terminal:
             console.print(f"sending {plain(path)} ({size(outgoing.size)})", soft_wrap=True, markup=False)
-        return api.send_form(to, fields, (path.name, outgoing), UPLOAD_TIMEOUT_S)
+        return api.send_form(to, fields, (path.name, outgoing), UPLOAD_TIMEOUT_S, headers)
 
 
 def _upload_bar(console: Console) -> Progress:

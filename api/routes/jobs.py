@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api.auth import Caller
 from api.bodies import read_json_object
 from api.deps import CallerDep, JobId, Services, ServicesDep, services_of
+from api.idempotency import KEY_HEADER, check_key
 from api.jobaccess import ask_to_cancel, read_job
 from api.jobview import Row, is_finished, job_resource, page, retry_after_s, status_url
 from api.openapi import answer, body_of, header, refusals
@@ -21,7 +22,7 @@ from api.ratelimits import submit_within_limits
 from api.responses import json_response
 from api.schemas.jobs import JobList, JobResource
 from api.schemas.requests import JobRequest
-from api.submission import MAX_KEY_LENGTH, check_key, parse_request, plan_job
+from api.submission import parse_request, plan_job
 from api.waiting import wait_or_disconnect
 from models.database import read_all
 from models.errors import FieldProblem, JobFinished, ValidationFailed
@@ -55,12 +56,7 @@ router = APIRouter(tags=["Jobs"])
 
 _EXAMPLE = {"prompt": "Explain in one sentence what a headrace is.", "max_tokens": 64}
 _SUBMISSION_HEADERS = [
-    header(
-        "Idempotency-Key",
-        "With the same key and body, the same job is answered however often the request is sent.",
-        minLength=1,
-        maxLength=MAX_KEY_LENGTH,
-    ),
+    KEY_HEADER,
     header("Prefer", f"`wait=N`: wait up to N seconds, {MAX_WAIT_S} at most, for the job to finish."),
 ]
 

@@ -12,17 +12,17 @@ from api.auth import Caller
 from api.bodies import JsonObject, read_json_object
 from api.chat import ChatStream, Waiting
 from api.deps import Services, services_of
+from api.idempotency import KEY_HEADER, check_key
 from api.openai_requests import embedding_request, parse_chat, plan_embedding
-from api.openapi import answer, body_of, header, refusals
+from api.openapi import answer, body_of, refusals
 from api.ratelimits import submit_within_limits
 from api.routes.jobs import DirectRoute
 from api.schemas.openai import ChatCompletion, ChatRequest, EmbeddingList, EmbeddingRequest
-from api.submission import check_key, plan_job
+from api.submission import plan_job
 from models.ids import JOB, to_wire
 
 router = APIRouter(tags=["OpenAI"], route_class=DirectRoute)
 
-_KEY = header("Idempotency-Key", "With the same key and body, the same job answers.", minLength=1, maxLength=255)
 _REFUSED = refusals(400, 402, 404, 413, 415, 422, 429, 502, 504)
 
 
@@ -33,7 +33,7 @@ _REFUSED = refusals(400, 402, 404, 413, 415, 422, 429, 502, 504)
         "requestBody": body_of(
             ChatRequest, {"model": "auto", "messages": [{"role": "user", "content": "What is a headrace?"}]}
         ),
-        "parameters": [_KEY],
+        "parameters": [KEY_HEADER],
     },
 )
 async def create_chat_completion(request: Request) -> Response:
@@ -60,7 +60,7 @@ async def create_chat_completion(request: Request) -> Response:
     responses={200: answer("The embeddings, in the order of the texts.", EmbeddingList), **_REFUSED},
     openapi_extra={
         "requestBody": body_of(EmbeddingRequest, {"model": "my-embedder", "input": "A headrace leads water."}),
-        "parameters": [_KEY],
+        "parameters": [KEY_HEADER],
     },
 )
 async def create_embeddings(request: Request) -> Response:

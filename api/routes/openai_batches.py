@@ -6,18 +6,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth import Caller
-from api.batches.view import RATE_S, batch_to_wire
 from api.batches.windows import window_seconds
 from api.bodies import JsonObject, read_json_object
-from api.deps import Services, services_of
+from api.deps import services_of
 from api.errors import validation_failed
+from api.idempotency import KEY_HEADER, batch_of_key, check_key, digest_of
 from api.openai_requests import refused
 from api.openapi import answer, body_of, refusals
-from api.responses import json_response
+from api.routes.batches import batch_response
 from api.routes.jobs import DirectRoute
 from api.schemas.batches import BatchResource
 from api.schemas.openai import BatchRequest
-from models.batch import SELECT_BATCH
 from models.database import dump_json, fetch_all, read_one
 from models.errors import FieldProblem, NotFound
 from models.file import SELECT_FILE
@@ -27,29 +26,38 @@ from models.validation import RECORD_BATCH
 
 router = APIRouter(tags=["Batches"], route_class=DirectRoute)
 
+_REPLAYED = {"idempotent-replayed": "true"}
 _EXAMPLE = {"input_file_id": "file-...", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 @router.post(
     "/v1/batches",
-    responses={200: answer("The batch.", BatchResource), **refusals(404, 413, 415, 422)},
-    openapi_extra={"requestBody": body_of(BatchRequest, _EXAMPLE)},
+    responses={200: answer("The batch.", BatchResource, "Idempotent-Replayed"), **refusals(404, 413, 415, 422)},
+    openapi_extra={"requestBody": body_of(BatchRequest, _EXAMPLE), "parameters": [KEY_HEADER]},
 )
 async def create_batch(request: Request) -> Response:
     """Make a batch of an uploaded file. It is `validating` until its file has been read: then it begins, or it is
     `failed` and `errors` has what is wrong with each line; nothing of it has cost anything."""
     services = services_of(request)
     caller = await services.authenticator.authenticate(request)
-    wanted = _parse(await read_json_object(request, services.settings.max_body_bytes))
+    key = check_key(request.headers.get("idempotency-key"))
+    body = await read_json_object(request, services.settings.max_body_bytes)
+    wanted = _parse(body)
+    same = (caller.tenant_id, key, digest_of(body) if key else None)
+    if (made := await batch_of_key(services.engine, *same)) is not None:
+        return await batch_response(services, caller, made, headers=_REPLAYED)
     file_id = from_wire(FILE, wanted.input_file_id)
     params = {"id": file_id, "tenant_id": caller.tenant_id}
     file = None if file_id is None else await read_one(services.engine, SELECT_FILE, params)
     if file is None or file["content"] != "chunks":
         raise NotFound("There is no such file for a batch.", param="input_file_id")
-    columns = _columns(wanted, caller) | {"input_file_id": file_id}
-    await fetch_all(services.engine, RECORD_BATCH, columns)
-    await services.validators.take(columns["id"], file["bytes"])
-    return await _response(services, caller, columns)
+    columns = _columns(wanted, caller) | {"input_file_id": file_id, "idempotency_key": key, "request_hash": same[2]}
+    if await fetch_all(services.engine, RECORD_BATCH, columns):
+        await services.validators.take(columns["id"], file["bytes"])
+        return await batch_response(services, caller, columns["id"])
+    made = await batch_of_key(services.engine, *same)
+    assert made is not None  # by the same request, which was sent twice at once
+    return await batch_response(services, caller, made, headers=_REPLAYED)
 
 
 def _parse(body: JsonObject) -> BatchRequest:
@@ -80,11 +88,3 @@ def _columns(wanted: BatchRequest, caller: Caller) -> JsonObject:
         "output_expires_s": None if expiry is None else expiry.seconds,
         "expires_in": window_seconds(wanted.completion_window),
     }
-
-
-async def _response(services: Services, caller: Caller, columns: JsonObject) -> Response:
-    params = {"id": columns["id"], "tenant_id": caller.tenant_id, "rate_s": RATE_S}
-    row = await read_one(services.engine, SELECT_BATCH, params)
-    if row is None:  # nobody deletes batches
-        raise NotFound("There is no such batch.")
-    return json_response(batch_to_wire(row))

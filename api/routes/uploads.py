@@ -1,9 +1,11 @@
 """A spreadsheet in, a batch out: ``POST /v1/batches/upload``."""
 
 import asyncio
+import hashlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import BinaryIO
+from uuid import UUID
 
 import structlog
 from fastapi import APIRouter
@@ -16,6 +18,7 @@ from api.batches.forms import Form, read_form
 from api.batches.orders import Order, Taken
 from api.bodies import shorten
 from api.deps import Services, services_of
+from api.idempotency import KEY_HEADER, batch_of_key, check_key, digest_of
 from api.multipart import FileBegins, FormField, FormPiece, documented_form, form_pieces
 from api.openapi import answer, refusals
 from api.responses import json_response
@@ -68,47 +71,72 @@ router = APIRouter(prefix="/v1/batches", tags=["Batches"])
     "/upload",
     status_code=202,
     responses={
-        200: answer("What the batch would come to (`dry_run`).", BatchEstimate),
+        200: answer(
+            "What the batch would come to (`dry_run`); or the batch that the Idempotency-Key has made before.",
+            BatchEstimate,
+            "Idempotent-Replayed",
+        ),
         202: answer("The batch is recorded.", BatchResource, "Location", "RateLimit", "RateLimit-Policy"),
         **refusals(402, 404, 413, 415, 422, 429),
     },
-    openapi_extra=_FORM,
+    openapi_extra=_FORM | {"parameters": [KEY_HEADER]},
 )
 async def upload_batch(request: Request) -> Response:
     """Make a batch of a file: a job for each row. It is taken whole or refused whole, with every problem named."""
     services = services_of(request)
     caller = await services.authenticator.authenticate(request)
+    key = check_key(request.headers.get("idempotency-key"))
     with services.uploads.one_of(caller.tenant_id):
         headers = {} if caller.plan is None else (await services.limiter.admit(caller, 0)).headers
         services.clerks.prepare()
         with await asyncio.to_thread(tempfile.TemporaryFile) as file:
             pieces = form_pieces(request, services.settings.max_upload_mb << 20)
             try:
-                filename, fields = await _receive(pieces, file)
+                filename, fields, digest = await _receive(pieces, file)
             except OSError as error:
                 log.error("uploads.not_kept", error=str(error))
                 raise Unavailable("There is no room to keep the file in now.", retry_after_s=60) from None
             form = read_form(fields)
-            order = _order(services, caller, filename, fields)
+            same = (caller.tenant_id, key, digest_of([filename, fields, digest]))
+            if not form.dry_run and (made := await batch_of_key(services.engine, *same)) is not None:
+                return await _recorded(services, caller, made, headers, replayed=True)
+            order = _order(services, caller, filename, fields, *same[1:])
             taken = await _unless_gone(request, services, order, file)
-    if taken.batch_id is None:
+    if form.dry_run:
         return json_response(await _estimated(services, form, taken), headers=headers)
-    services.wakeups.announce(DUE)
-    location = {"location": f"/v1/batches/{to_wire(BATCH, taken.batch_id)}"}
-    return await batch_response(services, caller, taken.batch_id, 202, {**headers, **location})
+    if taken.batch_id is not None:
+        services.wakeups.announce(DUE)
+        return await _recorded(services, caller, taken.batch_id, headers, replayed=False)
+    made = await batch_of_key(services.engine, *same)
+    assert made is not None  # by the same request, which was sent twice at once
+    return await _recorded(services, caller, made, headers, replayed=True)
 
 
-async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[str, dict[str, str]]:
-    """Keep the form's file; its name and the fields. Raises ClientDisconnect for one that stalls."""
+async def _recorded(
+    services: Services, caller: Caller, batch_id: UUID, limits: Mapping[str, str], *, replayed: bool
+) -> Response:
+    headers = {**limits, "location": f"/v1/batches/{to_wire(BATCH, batch_id)}"}
+    if replayed:
+        headers["idempotent-replayed"] = "true"
+    return await batch_response(services, caller, batch_id, 200 if replayed else 202, headers)
+
+
+async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[str, dict[str, str], str]:
+    """Keep the form's file; its name, the fields and the file's digest. Raises ClientDisconnect for one that stalls."""
     fields: dict[str, str] = {}
     filename: str | None = None
-    held = bytearray()
+    held, digest = bytearray(), hashlib.sha256()
+
+    def keep(content: bytes) -> None:
+        digest.update(content)
+        file.write(content)
+
     while (piece := await _next(pieces)) is not None:
         match piece:
             case bytes():
                 held += piece
                 if len(held) >= _WRITE_BYTES:
-                    await asyncio.to_thread(file.write, bytes(held))
+                    await asyncio.to_thread(keep, bytes(held))
                     held.clear()
             case FormField(name, value):
                 if name == "file":
@@ -119,9 +147,9 @@ async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[st
                     _refuse(f"There is no such field: {shorten(name)}.")
     if filename is None:
         _refuse("This field is required, with a filename.")
-    await asyncio.to_thread(file.write, bytes(held))
+    await asyncio.to_thread(keep, bytes(held))
     await asyncio.to_thread(file.seek, 0)
-    return filename or "", fields
+    return filename or "", fields, digest.hexdigest()
 
 
 async def _next(pieces: AsyncIterator[FormPiece]) -> FormPiece | None:
@@ -147,7 +175,9 @@ async def _unless_gone(request: Request, services: Services, order: Order, file:
         await asyncio.gather(work, gone, return_exceptions=True)
 
 
-def _order(services: Services, caller: Caller, filename: str, fields: dict[str, str]) -> Order:
+def _order(
+    services: Services, caller: Caller, filename: str, fields: dict[str, str], key: str | None, request_hash: str
+) -> Order:
     settings = services.settings
     return Order(
         tenant_id=caller.tenant_id,
@@ -159,6 +189,8 @@ def _order(services: Services, caller: Caller, filename: str, fields: dict[str, 
         catalog=settings.catalog,
         optional_llms=settings.optional_llms,
         max_rows=settings.max_batch_rows,
+        idempotency_key=key,
+        request_hash=request_hash if key else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Batches of uploaded files begin with all their rows, or fail with all their problems and cost nothing."""
 
+import asyncio
 import json
 from typing import Any
 from uuid import UUID
@@ -66,6 +67,27 @@ async def test_a_small_file_is_read_at_once_and_its_rows_are_reserved_for(client
     assert batch["errors"] is None
     # Each: 2 bytes, 16 for a message and 128 for a request at 1 USD, and 10 tokens of answer at 10 USD per million.
     assert await reserved(client) == "0.000492"
+
+
+async def test_a_batch_sent_again_with_its_key_is_the_same_batch(
+    client: httpx.AsyncClient, stranger: httpx.AsyncClient
+) -> None:
+    file_id = await upload(client, [line("a")])
+
+    async def keyed(**fields: object) -> httpx.Response:
+        wanted = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"} | fields
+        return await client.post("/v1/batches", json=wanted, headers={"idempotency-key": "k"})
+
+    answers = await asyncio.gather(*(keyed() for _ in range(4)))
+    (batch_id,) = {answer.json()["id"] for answer in answers}
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 3
+    assert code_of(await keyed(name="other")) == "idempotency_mismatch"
+    assert [batch["id"] for batch in (await client.get("/v1/batches")).json()["data"]] == [batch_id]
+    theirs = await upload(stranger, [line("a")])
+    wanted = {"input_file_id": theirs, "endpoint": CHAT, "completion_window": "24h"}
+    answer = await stranger.post("/v1/batches", json=wanted, headers={"idempotency-key": "k"})
+    assert answer.json()["id"] != batch_id
+    assert "idempotent-replayed" not in answer.headers
 
 
 async def test_a_file_with_problems_makes_a_failed_batch_that_costs_nothing(
@@ -137,6 +159,7 @@ async def test_a_large_file_is_read_by_a_process_of_its_own(client: httpx.AsyncC
 async def record(engine: AsyncEngine, client: httpx.AsyncClient, tenant: Tenant, file_id: str) -> UUID:
     """A batch that some API process recorded, and died before it read the file."""
     columns: dict[str, Any] = dict.fromkeys(("name", "max_parallel", "end_user", "team", "output_expires_s"))
+    columns |= dict.fromkeys(("idempotency_key", "request_hash"))
     row = await fetch_one(engine, text("SELECT gen_random_uuid() AS id"))
     assert row is not None
     columns |= {"id": row["id"], "tenant_id": tenant.id, "api_key_id": None, "endpoint": CHAT, "dedupe": False}

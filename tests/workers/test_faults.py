@@ -6,12 +6,15 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from models.database import migrate
 from tests.stack import Database, Stack, kill, reachable_directory, wait_until
+from workers.celery import HeadraceCelery, celery_config
+from workers.publisher import Message, Publisher
 
 SLOW = {"echo": {"mock": {"latency_s": 0.3}}}
 
@@ -107,25 +110,47 @@ def test_a_killed_postgres_loses_nothing(valkey: EmbeddedValkey, tmp_path: Path)
         shutil.rmtree(directory)
 
 
+def sender(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> HeadraceCelery:
+    """An app that sends to the stack's broker."""
+    for name, value in stack.settings.items():
+        monkeypatch.setenv(name, value)
+    app = HeadraceCelery("test")
+    app.add_defaults(celery_config)
+    return app
+
+
 def test_a_message_that_comes_three_times_runs_its_jobs_once(
     stack: Stack, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.catalog({"echo": {}})
     stack.worker()
     ids = [job_id.hex for job_id in database.submit(prompts(20))]
-    for name, value in stack.settings.items():
-        monkeypatch.setenv(name, value)
-    from workers.celery import HeadraceCelery, celery_config
-    from workers.publisher import Message, Publisher
-
-    app = HeadraceCelery("test")
-    app.add_defaults(celery_config)
-    with app:
+    with sender(stack, monkeypatch) as app:
         Publisher(app).publish("mock", [Message(ids, rows=False)] * 3)
         database.wait_until_finished()
         wait_until(lambda: Publisher(app).depth("mock") == 0)
     database.assert_each_completed_once(20)
     assert database.value("SELECT count(*) FROM attempts") == 20
+
+
+def test_a_message_that_comes_before_its_workers_lease_is_not_passed_over(
+    stack: Stack, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No relay is there that would publish the jobs again."""
+    stack.catalog({"echo": {}})
+    ids = [job_id.hex for job_id in database.submit(prompts(20))]
+    app = sender(stack, monkeypatch)
+    with app, psycopg.connect(database.url.replace("+psycopg", "")) as blocker:
+        blocker.execute("LOCK TABLE processes IN EXCLUSIVE MODE")
+        publisher = Publisher(app)
+        publisher.publish("mock", [Message(ids, rows=False)])
+        stack.worker()
+        wait_until(lambda: publisher.depth("mock") == 0)
+        time.sleep(0.5)
+        assert database.count("queued") == 20
+        blocker.rollback()
+        database.wait_until_finished()
+    database.assert_each_completed_once(20)
 
 
 def test_a_worker_that_wakes_after_its_lease_cannot_finish(stack: Stack, database: Database) -> None:

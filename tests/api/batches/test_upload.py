@@ -1,8 +1,10 @@
 """``POST /v1/batches/upload``: what is recorded, what a dry run says, and what is refused without a trace."""
 
+import asyncio
 import gzip
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -92,6 +94,34 @@ async def test_a_csv_becomes_a_batch_with_its_rows_as_they_were(
         (3, 4, "3", ["3", "two\nlines", "x"]),
     ]
     assert sum(r["reserved_usd"] for r in rows) == row["reserved_usd"] > 0
+
+
+async def test_an_upload_sent_again_with_its_key_is_the_same_batch(
+    client: httpx.AsyncClient, engine: AsyncEngine, tenant: Tenant
+) -> None:
+    async def keyed(key: str, data: bytes = CSV, **fields: str) -> httpx.Response:
+        form = {"prompt": "Say {{text}}"} | fields
+        headers = {"idempotency-key": key}
+        return await client.post("/v1/batches/upload", files={"file": ("a.csv", data)}, data=form, headers=headers)
+
+    budget = {"scope": "tenant", "window": "total", "limit_usd": "1"}
+    (await client.put("/v1/budgets", json=budget)).raise_for_status()
+    assert (await keyed("k", dry_run="true")).json()["object"] == "batch.estimate"
+    answers = await asyncio.gather(*(keyed("k") for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 202]
+    (batch_id,) = {answer.json()["id"] for answer in answers}
+    again = await keyed("k")
+    assert (again.status_code, again.json()["id"]) == (200, batch_id)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.headers["location"] == f"/v1/batches/{batch_id}"
+    for other in (keyed("k", CSV + b"4,d,\n"), keyed("k", model="large"), keyed("k", max_tokens="9")):
+        assert code_of(await other) == "idempotency_mismatch"
+    assert code_of(await keyed("k" * 256)) == "validation_failed"
+    (row,) = await stored(engine, tenant)
+    assert len(await stored(engine, tenant, "batch_rows")) == 3
+    (listed,) = (await client.get("/v1/budgets")).json()["data"]
+    assert Decimal(listed["reserved_usd"]) == row["reserved_usd"] > 0
+    assert (await keyed("another")).status_code == 202
 
 
 async def test_other_formats_and_a_system_message_of_each_row(
