@@ -102,7 +102,9 @@ class Clerks:
                     raise
                 reply = None
             if reply is None:
-                log.warning("uploads.clerk_ended", exit=clerk.process.poll())
+                # It may be dying still, and look alive to whoever asks for one next.
+                await self._end(clerk)
+                log.warning("uploads.clerk_ended", exit=clerk.process.returncode)
                 raise ValidationFailed(TOO_MUCH, param="file")
         return decode_reply(reply)
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.batches.clerks import Clerk
 from api.settings import ApiSettings
 from models.database import fetch_all
 from models.ids import BATCH, from_wire
@@ -250,6 +251,17 @@ async def test_hostile_files_are_refused_and_leave_nothing(
         assert code_of(response) == "validation_failed"
     assert await stored(engine, tenant) == []
     assert (await send(client)).status_code == 202  # the next caller notices nothing
+
+
+async def test_a_clerk_that_ended_is_not_lent_again(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await send(client)).status_code == 202
+    monkeypatch.setattr(Clerk, "alive", True)  # as it looks until the system has cleared it away
+    (clerk,) = app.state.services.clerks._all
+    clerk.process.kill()
+    assert code_of(await send(client)) == "validation_failed"
+    assert (await send(client)).status_code == 202
 
 
 async def test_more_rows_than_are_allowed_are_refused(
