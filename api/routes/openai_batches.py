@@ -43,19 +43,24 @@ async def create_batch(request: Request) -> Response:
     key = check_key(request.headers.get("idempotency-key"))
     body = await read_json_object(request, services.settings.max_body_bytes)
     wanted = _parse(body)
-    same = (caller.tenant_id, key, digest_of(body) if key else None)
-    if (made := await batch_of_key(services.engine, *same)) is not None:
+    request_hash = None if key is None else digest_of(body)
+    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+    if made is not None:
         return await batch_response(services, caller, made, headers=_REPLAYED)
     file_id = from_wire(FILE, wanted.input_file_id)
     params = {"id": file_id, "tenant_id": caller.tenant_id}
     file = None if file_id is None else await read_one(services.engine, SELECT_FILE, params)
     if file is None or file["content"] != "chunks":
         raise NotFound("There is no such file for a batch.", param="input_file_id")
-    columns = _columns(wanted, caller) | {"input_file_id": file_id, "idempotency_key": key, "request_hash": same[2]}
+    columns = _columns(wanted, caller) | {
+        "input_file_id": file_id,
+        "idempotency_key": key,
+        "request_hash": request_hash,
+    }
     if await fetch_all(services.engine, RECORD_BATCH, columns):
         await services.validators.take(columns["id"], file["bytes"])
         return await batch_response(services, caller, columns["id"])
-    made = await batch_of_key(services.engine, *same)
+    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
     assert made is not None  # by the same request, which was sent twice at once
     return await batch_response(services, caller, made, headers=_REPLAYED)
 

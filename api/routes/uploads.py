@@ -92,22 +92,25 @@ async def upload_batch(request: Request) -> Response:
         with await asyncio.to_thread(tempfile.TemporaryFile) as file:
             pieces = form_pieces(request, services.settings.max_upload_mb << 20)
             try:
-                filename, fields, digest = await _receive(pieces, file)
+                filename, fields = await _receive(pieces, file)
             except OSError as error:
                 log.error("uploads.not_kept", error=str(error))
                 raise Unavailable("There is no room to keep the file in now.", retry_after_s=60) from None
             form = read_form(fields)
-            same = (caller.tenant_id, key, digest_of([filename, fields, digest]))
-            if not form.dry_run and (made := await batch_of_key(services.engine, *same)) is not None:
+            if form.dry_run:
+                key = None  # it makes nothing
+            request_hash = None if key is None else await asyncio.to_thread(_digest, filename, fields, file)
+            made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+            if made is not None:
                 return await _recorded(services, caller, made, headers, replayed=True)
-            order = _order(services, caller, filename, fields, *same[1:])
+            order = _order(services, caller, filename, fields, key, request_hash)
             taken = await _unless_gone(request, services, order, file)
     if form.dry_run:
         return json_response(await _estimated(services, form, taken), headers=headers)
     if taken.batch_id is not None:
         services.wakeups.announce(DUE)
         return await _recorded(services, caller, taken.batch_id, headers, replayed=False)
-    made = await batch_of_key(services.engine, *same)
+    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
     assert made is not None  # by the same request, which was sent twice at once
     return await _recorded(services, caller, made, headers, replayed=True)
 
@@ -121,22 +124,17 @@ async def _recorded(
     return await batch_response(services, caller, batch_id, 200 if replayed else 202, headers)
 
 
-async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[str, dict[str, str], str]:
-    """Keep the form's file; its name, the fields and the file's digest. Raises ClientDisconnect for one that stalls."""
+async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[str, dict[str, str]]:
+    """Keep the form's file; its name and the fields. Raises ClientDisconnect for one that stalls."""
     fields: dict[str, str] = {}
     filename: str | None = None
-    held, digest = bytearray(), hashlib.sha256()
-
-    def keep(content: bytes) -> None:
-        digest.update(content)
-        file.write(content)
-
+    held = bytearray()
     while (piece := await _next(pieces)) is not None:
         match piece:
             case bytes():
                 held += piece
                 if len(held) >= _WRITE_BYTES:
-                    await asyncio.to_thread(keep, bytes(held))
+                    await asyncio.to_thread(file.write, bytes(held))
                     held.clear()
             case FormField(name, value):
                 if name == "file":
@@ -147,9 +145,15 @@ async def _receive(pieces: AsyncIterator[FormPiece], file: BinaryIO) -> tuple[st
                     _refuse(f"There is no such field: {shorten(name)}.")
     if filename is None:
         _refuse("This field is required, with a filename.")
-    await asyncio.to_thread(keep, bytes(held))
+    await asyncio.to_thread(file.write, bytes(held))
     await asyncio.to_thread(file.seek, 0)
-    return filename or "", fields, digest.hexdigest()
+    return filename or "", fields
+
+
+def _digest(filename: str, fields: dict[str, str], file: BinaryIO) -> str:
+    content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # its types miss BinaryIO
+    file.seek(0)
+    return digest_of([filename, fields, content])
 
 
 async def _next(pieces: AsyncIterator[FormPiece]) -> FormPiece | None:
@@ -176,7 +180,7 @@ async def _unless_gone(request: Request, services: Services, order: Order, file:
 
 
 def _order(
-    services: Services, caller: Caller, filename: str, fields: dict[str, str], key: str | None, request_hash: str
+    services: Services, caller: Caller, filename: str, fields: dict[str, str], key: str | None, request_hash: str | None
 ) -> Order:
     settings = services.settings
     return Order(
@@ -190,7 +194,7 @@ def _order(
         optional_llms=settings.optional_llms,
         max_rows=settings.max_batch_rows,
         idempotency_key=key,
-        request_hash=request_hash if key else None,
+        request_hash=request_hash,
     )
 
 

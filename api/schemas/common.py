@@ -3,7 +3,7 @@
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -26,3 +26,16 @@ def _decimal(amount: object) -> object:
 
 AMOUNT = BeforeValidator(_decimal)
 """Makes a field take an amount as a decimal string or as a JSON number."""
+
+
+def _named(metadata: dict[str, str]) -> dict[str, str]:
+    if "" in metadata:
+        raise ValueError("a metadata key must not be empty")
+    return metadata
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+    AfterValidator(_named),
+]

@@ -1,11 +1,11 @@
 """Wire shapes of OpenAI's API: what its clients send, and what they read."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from api.schemas.common import Name, Strict
+from api.schemas.common import Metadata, Name, Strict
 
 MIN_FILE_EXPIRY_S = 3600
 MAX_FILE_EXPIRY_S = 30 * 86_400
@@ -46,19 +46,6 @@ class OutputExpiry(Strict):
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=MIN_FILE_EXPIRY_S, le=MAX_FILE_EXPIRY_S)
-
-
-def _named(metadata: dict[str, str] | None) -> dict[str, str] | None:
-    if metadata and "" in metadata:
-        raise ValueError("a metadata key must not be empty")
-    return metadata
-
-
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-    AfterValidator(_named),
-]
 
 
 class BatchRequest(Strict):

@@ -3,9 +3,9 @@
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from api.schemas.common import AMOUNT, Name, Strict
+from api.schemas.common import AMOUNT, Metadata, Name, Strict
 from models.catalog import AUTO
 
 MAX_MESSAGES = 2000
@@ -32,12 +32,6 @@ def _join_parts(content: object) -> object:
 
 def _listed(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
-
-
-def _printable(metadata: dict[str, str]) -> dict[str, str]:
-    if any(not key for key in metadata):
-        raise ValueError("a metadata key must not be empty")
-    return metadata
 
 
 _PARTS_SCHEMA = {
@@ -142,11 +136,7 @@ class JobRequest(Strict):
     ] = None
     user: Name | None = Field(default=None, description="Your user, for attribution.")
     team: Name | None = Field(default=None, description="Your team, for attribution.")
-    metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-        Field(max_length=16),
-        AfterValidator(_printable),
-    ] = Field(default={}, description="16 pairs at most; keys of 64, values of 512 characters.")
+    metadata: Metadata = Field(default={}, description="16 pairs at most; keys of 64, values of 512 characters.")
 
     @model_validator(mode="after")
     def _one_prompt(self) -> "JobRequest":
