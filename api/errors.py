@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api.bodies import shorten
-from models.database import is_unavailable
+from models.database import WAITING_HELPS, classify
 from models.errors import FieldProblem, HeadraceError, InvalidApiKey, Unavailable, ValidationFailed
 
 MEDIA_TYPE = "application/problem+json"
@@ -125,7 +125,7 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _on_store_error(request: Request, error: Exception) -> Response:
-    if not is_unavailable(error):
+    if classify(error) not in WAITING_HELPS:
         raise error
     log.warning("api.postgres_away", path=request.url.path, error=str(error).partition("\n")[0])
     return refusal_response(Unavailable("Postgres cannot be reached; try again shortly.", retry_after_s=1))

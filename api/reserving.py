@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobview import timestamp
 from models.budget import OPEN_PERIODS
-from models.database import dump_json, fetch_all, is_transient, is_unavailable, transaction
+from models.database import WAITING_HELPS, classify, dump_json, fetch_all, transaction
 from models.errors import BudgetExceeded, Unavailable
 from models.grouping import GroupCommit
 from models.ids import BUDGET, to_wire
@@ -122,7 +122,7 @@ class Recorder:
             try:
                 return await run()
             except Exception as error:
-                if not (is_unavailable(error) or is_transient(error)):
+                if classify(error) not in WAITING_HELPS:
                     raise
                 sent = sent or _was_sent(error)
                 if not sent or monotonic() >= deadline:

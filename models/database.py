@@ -7,6 +7,7 @@ with :func:`transaction`.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Executable, RowMapping, text
+from sqlalchemy import Executable, RowMapping, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -23,14 +25,64 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
 
-_TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-"""Serialisation failure, deadlock, lock time-out: the statement may simply be run again."""
+class DatabaseFailure(StrEnum):
+    """What an error of Postgres means for whoever ran the statement; :func:`classify` decides."""
+
+    AWAY = "away"
+    """Postgres cannot be reached, is starting or stopping, or the connection broke: wait, then run it again."""
+
+    BUSY = "busy"
+    """Every connection of this process's pool was in use for too long; Postgres itself may be well."""
+
+    READ_ONLY = "read_only"
+    """The server takes no writes, as after a failover: the connection is dropped; wait, then run it again."""
+
+    CONFLICT = "conflict"
+    """A serialisation failure, deadlock or lock time-out: the same statement may succeed at once."""
+
+    TIMEOUT = "timeout"
+    """The statement exceeded its time limit; it may be too expensive for as long as it is run."""
+
+    FULL = "full"
+    """The server is out of disk or memory: wait, then run it again."""
+
+    REFUSED = "refused"
+    """Postgres refuses this statement with these values, however often it is run."""
+
+
+_READ_ONLY_SQLSTATE = "25006"
+_CLASSES = {"08": DatabaseFailure.AWAY, "53": DatabaseFailure.FULL}
+_SQLSTATES = {
+    _READ_ONLY_SQLSTATE: DatabaseFailure.READ_ONLY,
+    "25P03": DatabaseFailure.AWAY,  # idle_in_transaction_session_timeout ended the connection
+    "40001": DatabaseFailure.CONFLICT,
+    "40P01": DatabaseFailure.CONFLICT,
+    "53300": DatabaseFailure.AWAY,  # too many connections
+    "55P03": DatabaseFailure.CONFLICT,
+    "57014": DatabaseFailure.TIMEOUT,
+    "57P01": DatabaseFailure.AWAY,
+    "57P02": DatabaseFailure.AWAY,
+    "57P03": DatabaseFailure.AWAY,
+    "57P05": DatabaseFailure.AWAY,
+}
+"""SQLSTATEs by PostgreSQL's table of error codes (appendix A of its manual), those of a class by its two digits."""
+
+WAITING_HELPS = frozenset(
+    {
+        DatabaseFailure.AWAY,
+        DatabaseFailure.BUSY,
+        DatabaseFailure.READ_ONLY,
+        DatabaseFailure.CONFLICT,
+        DatabaseFailure.FULL,
+    }
+)
+"""Failures after which the same statement, run again later, may succeed."""
 
 
 def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit: bool = True) -> AsyncEngine:
-    """An engine whose connections give up on a dead server within seconds; ``name`` shows in
-    ``pg_stat_activity``."""
-    return create_async_engine(
+    """An engine whose connections give up on a dead server within seconds, and that drops a connection whose server
+    became read-only; ``name`` shows in ``pg_stat_activity``."""
+    engine = create_async_engine(
         url,
         isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
@@ -51,6 +103,14 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
             f" -c synchronous_commit={'on' if synchronous_commit else 'off'}",
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _drop_read_only)
+    return engine
+
+
+def _drop_read_only(context: ExceptionContext) -> None:
+    """Renew the pool after a failover: its connections may lead to the server that was demoted."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY_SQLSTATE:
+        context.is_disconnect = True
 
 
 def dump_json(value: object) -> str:
@@ -100,21 +160,21 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             yield connection
 
 
-def is_unavailable(error: BaseException) -> bool:
-    """Whether an error says that Postgres cannot be reached or is stopping, not that the statement
-    is wrong."""
-    if isinstance(error, PoolTimeout | OSError):
-        return True
+def classify(error: BaseException) -> DatabaseFailure | None:
+    """What an error means for whoever ran a statement; None for an error that is not Postgres's."""
+    if isinstance(error, PoolTimeout):
+        return DatabaseFailure.BUSY
+    if isinstance(error, OSError):
+        return DatabaseFailure.AWAY
     if not isinstance(error, DBAPIError):
-        return False
-    return error.connection_invalidated or (
-        isinstance(error.orig, psycopg.OperationalError) and not is_transient(error)
-    )
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement, run again, may succeed at once."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES
+        return None
+    sqlstate: str | None = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        found = _SQLSTATES.get(sqlstate) or _CLASSES.get(sqlstate[:2])
+        return found or DatabaseFailure.REFUSED
+    # Without a SQLSTATE the server said nothing: the connection could not be made, or it broke.
+    broken = error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError)
+    return DatabaseFailure.AWAY if broken else DatabaseFailure.REFUSED
 
 
 SELECT_REVISION = text("SELECT version_num FROM alembic_version")

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.attempt import CLAIM, FINISH, SNOOZE
 from models.catalog import Catalog
-from models.database import dump_json, fetch_all, is_transient, is_unavailable, transaction
+from models.database import WAITING_HELPS, classify, dump_json, fetch_all, transaction
 from models.errors import FailureCode, JobFailure
 from models.grouping import GroupCommit
 from models.ids import new_id
@@ -44,7 +44,7 @@ class Exchange:
         self._providers = dump_json({name: llm.provider for name, llm in catalog.llms.items()})
         # Rows of batches are claimed in groups of their own: a single job does not wait for theirs.
         self._claims, self._claims_of_rows = (
-            GroupCommit(self._flush_claims, shared_fate=is_unavailable, key=lambda job_id: job_id) for _ in range(2)
+            GroupCommit(self._flush_claims, shared_fate=_is_shared, key=lambda job_id: job_id) for _ in range(2)
         )
         self._reports = GroupCommit(self._flush_reports, key=lambda report: report.claim.job_id)
         self._snoozes: GroupCommit[Report, bool] = GroupCommit(self._flush_snoozes)
@@ -117,7 +117,7 @@ class Exchange:
             try:
                 return await run()
             except Exception as error:
-                if not is_unavailable(error) and not is_transient(error):
+                if classify(error) not in WAITING_HELPS:
                     raise
                 log.warning("report.waits", error=str(error).splitlines()[0])
                 await asyncio.sleep(_RETRY_S)
@@ -129,6 +129,11 @@ class Exchange:
             self._wakeups.announce(ROOM)
         if len(finished) < len(rows):
             self._wakeups.announce(DUE)
+
+
+def _is_shared(error: BaseException) -> bool:
+    """Whether an error of a group would be that of each of its members too."""
+    return classify(error) in WAITING_HELPS
 
 
 def _to_claim(row: RowMapping) -> Claim:

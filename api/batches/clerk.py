@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.batches.intake import take_in
 from api.batches.orders import LENGTH, TOO_MUCH, Order, encode_failure, encode_refusal, encode_taken
 from models.catalog import Catalog, load_catalog
-from models.database import is_unavailable
+from models.database import WAITING_HELPS, classify
 from models.errors import HeadraceError, Unavailable, ValidationFailed
 from models.telemetry import configure_logging
 
@@ -64,7 +64,7 @@ async def _reply(order: Order, file: BinaryIO) -> bytes:
     except MemoryError:
         return encode_refusal(ValidationFailed(TOO_MUCH, param="file"))
     except (SQLAlchemyError, OSError) as error:
-        if is_unavailable(error):
+        if classify(error) in WAITING_HELPS:
             log.warning("clerk.postgres_away", error=str(error).partition("\n")[0])
             detail = "Postgres went away; your list of batches says whether the batch was recorded."
             return encode_refusal(Unavailable(detail, retry_after_s=1))

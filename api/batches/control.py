@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api.reserving import budget_exceeded
 from models.batch import BY_HAND, ENDED
 from models.batchcontrol import CANCEL_JOBS, LOCK_BATCH, PARK, PAUSE, RESUME, STOP, TELL, UNPARK
-from models.database import is_transient, transaction
+from models.database import DatabaseFailure, classify, transaction
 from models.errors import BatchBusy, BatchFinished, NotFound, NothingToRetry
 from models.rerun import NOT_COMPLETED, Rerun, run_again
 from models.reservation import Refusal
@@ -100,7 +100,7 @@ class BatchControl:
                 async with transaction(self._engine) as connection:
                     return await change(connection)
             except Exception as error:
-                if not is_transient(error) or not left:
+                if classify(error) is not DatabaseFailure.CONFLICT or not left:
                     raise
         raise AssertionError("unreachable")
 

@@ -13,7 +13,7 @@ from api.batches.requests import Error, RequestReader, error_of
 from api.batches.rows import BatchDraft, write_batch
 from api.filestore import stored_chunks
 from models.catalog import Catalog
-from models.database import dump_json, fetch_all, is_transient, is_unavailable, read_one
+from models.database import WAITING_HELPS, classify, dump_json, fetch_all, read_one
 from models.errors import HeadraceError, Unavailable
 from models.routing import Router
 from models.validation import LOCK_UNREAD, REFUSE_BATCH, SELECT_TO_READ, UNLOCK_UNREAD
@@ -55,7 +55,7 @@ async def _read(engine: AsyncEngine, row: Row, catalog: Catalog, router: Router,
     except HeadraceError as error:
         return reader.errors or [error_of(error.code, error.detail, error.param, None)]
     except Exception as error:
-        if is_unavailable(error) or is_transient(error):
+        if classify(error) in WAITING_HELPS:
             raise
         log.exception("batch.not_validated", batch_id=row["id"].hex)
         return [error_of("internal", "Something went wrong here; the error has been logged.", None, None)]
