@@ -1,16 +1,16 @@
 """The engine: one thread, one context, many generations at once.
 
 Each step computes one token of every sequence that writes and, beside them, portions of the prompts of those that
-read (:mod:`workers.engine.pace`). Orders wait in the order of their arrival until the cache has room for all that they
-may need; one whose beginning another is just computing waits for that, and shares it
+read (:mod:`workers.engine.pace`). Orders wait, tenants in rotation, until the cache has room for all that they may
+need; one whose beginning another is just computing waits for that, and shares it
 (:mod:`workers.engine.cache`).
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from workers.engine.context import ABORTED, Context, ContextSize
 from workers.engine.errors import EngineError
 from workers.engine.model import Model
 from workers.engine.pace import Pace, share_out
+from workers.engine.queueing import WaitingOrders
 from workers.engine.sampling import Candidates, Sampler
 from workers.engine.sequence import OnText, Running, Ticket, Waiting, Work
 from workers.engine.speed import Speed
@@ -96,7 +97,7 @@ class Engine:
         self._pace = Pace(size.batch)
         self._speed = Speed()
         self._candidates = Candidates(model.vocabulary)
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: WaitingOrders[Waiting] = WaitingOrders(lambda order: order.work.tenant)
         self._running: list[Running] = []
         self._inbox: deque[Waiting | Future[None]] = deque()
         self._news = threading.Event()
@@ -164,7 +165,7 @@ class Engine:
         if not length or min(work.prompt) < 0 or max(work.prompt) >= self.model.vocabulary:
             raise EngineError(FailureCode.PROVIDER_REJECTED, "the prompt is empty or has tokens that the model lacks")
         most = max(1, min(work.max_tokens, window - length))
-        return Work(work.prompt, most, work.sampling, work.stop, work.grammar, work.ignore_eos)
+        return replace(work, max_tokens=most)
 
     def _live(self) -> None:
         try:
@@ -186,7 +187,7 @@ class Engine:
             self._admit()
             parts = self._plan()
             if parts:
-                self._step(parts)
+                self._step_watched(parts)
         except Exception as error:
             log.exception("engine.crashed")
             failure = EngineError(FailureCode.INTERNAL, f"the engine failed: {error}")
@@ -203,7 +204,7 @@ class Engine:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Waiting):
-                self._waiting.append(item)
+                self._waiting.put(item)
             else:
                 self._cache.forget()
                 self._count()
@@ -219,22 +220,26 @@ class Engine:
                 self._refuse(order, CancelledError())
 
     def _admit(self) -> None:
-        """Give places to those that wait, first come first served; those whose beginning is being computed wait
-        for it, and let others go before them."""
-        for order in list(self._waiting):
-            if len(self._running) >= self.options.parallel:
+        """Give places to those that wait: tenants rotate, and of one tenant the first that came is first. Those whose
+        beginning is being computed wait for it, and let others go before them."""
+        while len(self._running) < self.options.parallel:
+            ready = next(((order, match) for order in self._waiting for match in self._beginnings(order)), None)
+            if ready is None:
                 return
-            if order.must_wait():
-                continue
-            match = self._find_beginning(order)
-            if order.must_wait():
-                continue
+            order, match = ready
             slot = self._cache.admit(order.need, match)
             if slot is None:
                 return
-            self._waiting.remove(order)
+            self._waiting.serve(order)
             self._running.append(Running(order, slot, match.tokens if match else 0))
             self.stats.shared_tokens += match.tokens if match else 0
+
+    def _beginnings(self, order: Waiting) -> Iterator[Match | None]:
+        """The computed beginning that an order starts from, perhaps None; nothing while it waits for a better one."""
+        if not order.must_wait():
+            match = self._find_beginning(order)
+            if not order.must_wait():
+                yield match
 
     def _find_beginning(self, order: Waiting) -> Match | None:
         """The longest computed beginning of an order's prompt; notes when a better one is being computed."""
@@ -262,8 +267,17 @@ class Engine:
             parts += [_Part(running, count) for running, count in zip(reading, portions, strict=True) if count]
         return parts
 
+    def _step_watched(self, parts: Sequence[_Part]) -> None:
+        """A step that the watchdog looks at from its beginning to its end, the choice of the next tokens included."""
+        self._watchdog.begin()
+        try:
+            self._step(parts)
+        finally:
+            self._watchdog.end()
+
     def _step(self, parts: Sequence[_Part]) -> None:
         began_at = monotonic()
+        self._context.flag.lower()
         code = self._compute(parts)
         if code == 0:
             took_s = monotonic() - began_at
@@ -280,7 +294,7 @@ class Engine:
             self.stats.failed_steps += 1
             log.error("engine.step_failed", code=code, sequences=len(parts))
             for part in parts:
-                self._step([part])
+                self._step_watched([part])
 
     def _compute(self, parts: Sequence[_Part]) -> int:
         self._places = []
@@ -288,12 +302,7 @@ class Engine:
             tokens = running.next_tokens(count)
             wanted = running.computed + count == running.known
             self._places.append(self._context.add(_slot(running), tokens, running.computed, logits=wanted))
-        self._context.flag.lower()
-        self._watchdog.begin()
-        try:
-            code = self._context.decode()
-        finally:
-            self._watchdog.end()
+        code = self._context.decode()
         self.stats.steps += 1
         if code != 0:
             for part in parts:  # what a failed step has left behind
@@ -309,6 +318,10 @@ class Engine:
             if running.advance(part.count):
                 try:
                     self._write(running, place)
+                except EngineError as error:
+                    log.warning("engine.sequence_refused", problem=str(error))
+                    self._end(running, keep=False)
+                    running.ticket.future.set_exception(error)
                 except Exception as error:
                     log.exception("engine.sequence_failed")
                     self._end(running, keep=False)

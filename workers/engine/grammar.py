@@ -1,35 +1,48 @@
-"""From OpenAI's ``response_format`` to a grammar that llama.cpp samples by (GBNF)."""
+"""From OpenAI's ``response_format`` to the grammars that an answer may be sampled by, the tightest first. Pure."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import orjson
-from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
+from workers.engine.schema_grammar import LOOSE, SHAPE, USUAL, Grammar, any_json, any_json_object, convert_schema
 
-from models.errors import FailureCode
-from workers.engine.errors import EngineError
+LIMITS = (USUAL, LOOSE, SHAPE)
+MOST_LOOSENED = len(LIMITS)
+"""The level of the grammar of any JSON: no schema is too much for it."""
 
-_LONGEST = 200_000
+
+@lru_cache(maxsize=1)
+def json_grammar() -> Grammar:
+    """Any JSON value."""
+    return any_json()
+
+
+@lru_cache(maxsize=1)
+def object_grammar() -> Grammar:
+    """Any JSON object."""
+    return any_json_object()
+
+
+def schema_of(response_format: dict[str, Any] | None) -> Any:  # Any: a JSON Schema of the caller's
+    """The schema that an answer must follow; None when none is given."""
+    if (response_format or {}).get("type") != "json_schema":
+        return None
+    return ((response_format or {}).get("json_schema") or {}).get("schema", True)
+
+
+def grammars_of(schema: Any, level: int = 0) -> Iterator[tuple[int, Grammar]]:  # Any: a JSON Schema of the caller's
+    """The grammars of a schema from a level on, each with its level; the last is that of any JSON."""
+    for at, limits in enumerate(LIMITS):
+        if at >= level:
+            grammar = convert_schema(schema, limits)
+            if grammar is not None:
+                yield at, grammar
+    yield MOST_LOOSENED, json_grammar()
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> str | None:  # Any: a JSON Schema of the caller's
-    """The grammar for a response format; None for free text. Raises EngineError when a schema has none."""
+    """The tightest grammar of a response format, not tried; None for free text."""
     kind = (response_format or {}).get("type", "text")
-    if kind == "text":
-        return None
     if kind == "json_object":
-        return JSON_GBNF
-    schema = (response_format or {}).get("json_schema", {}).get("schema", {})
-    return _from_schema(orjson.dumps(schema).decode())
-
-
-@lru_cache(maxsize=256)
-def _from_schema(schema: str) -> str:
-    try:
-        grammar: str = json_schema_to_gbnf(schema)
-    except Exception as error:  # the converter raises whatever a hostile schema provokes
-        message = f"the JSON Schema cannot be turned into a grammar: {type(error).__name__}: {error}"
-        raise EngineError(FailureCode.PROVIDER_REJECTED, message) from error
-    if len(grammar) > _LONGEST:
-        raise EngineError(FailureCode.PROVIDER_REJECTED, "the JSON Schema makes too large a grammar")
-    return grammar
+        return object_grammar().text
+    return None if kind == "text" else next(grammars_of(schema_of(response_format)))[1].text

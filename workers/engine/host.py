@@ -24,6 +24,7 @@ from models.catalog import LLM, Catalog, Quantization
 from models.errors import FailureCode
 from workers.engine.errors import EngineError, ModelError
 from workers.engine.gguf import ModelFile, read_model_file
+from workers.engine.grammars import Grammars
 from workers.engine.memory import MemoryLevel, MemoryReading, Thresholds, next_level, read_memory
 from workers.engine.placement import KEPT_BACK, Held, Plan, choose_evictions, plan_for, room_for_models
 from workers.engine.reports import LoadedModel, MemoryChange
@@ -96,6 +97,7 @@ class EngineHost:
     ) -> None:
         """``on_change`` hears of every load and unload, ``on_memory`` of every change of the memory's level."""
         self.level = MemoryLevel.NORMAL
+        self.grammars = Grammars()
         self._catalog = catalog
         self._options = options or HostOptions()
         self._on_change = on_change
@@ -178,6 +180,7 @@ class EngineHost:
         async with self._changing:
             for seat in list(self._seats.values()):
                 await self._unload(seat, "closing")
+        await self.grammars.close()
 
     def _llm(self, name: str) -> LLM:
         return self._catalog.llms[name]

@@ -9,12 +9,13 @@ from llama_cpp import llama_cpp as llama
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from workers.engine import native
+from workers.engine.contents import Marks
 from workers.engine.errors import ModelError
+from workers.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from workers.engine.gpu import GpuOptions
 
-_MOST_PIECE_BYTES = 512
 _BYTES_PER_VALUE = 2  # the KV cache is f16
 
 Messages = list[dict[str, str]]
@@ -29,14 +30,14 @@ class Model:
     def __init__(self, path: Path, handle: Any, chat_template: str | None = None) -> None:  # Any: a C pointer
         self.path = path
         self.handle = handle
-        self.vocab = llama.llama_model_get_vocab(handle)
-        self.vocabulary: int = llama.llama_vocab_n_tokens(self.vocab)
+        self.tokens = Vocabulary(llama.llama_model_get_vocab(handle))
+        self.vocab = self.tokens.handle
+        self.vocabulary = self.tokens.size
         self.context_trained: int = llama.llama_model_n_ctx_train(handle)
         self.size_bytes: int = llama.llama_model_size(handle)
         self.recurrent = llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle)
-        self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
         self._formatter = self._make_formatter(chat_template)
+        self._marks = Marks(self.tokens.control_spellings)
 
     @classmethod
     def load(cls, path: Path, gpu: "GpuOptions | None" = None, chat_template: str | None = None) -> "Model":
@@ -76,38 +77,28 @@ class Model:
     def prompt(self, messages: Messages) -> list[int]:
         """A conversation as tokens, by the model's own chat template.
 
+        Only the template's own marks become control tokens: their spellings within a message are text.
         Raises ValueError when the template refuses it.
         """
+        guarded, seam = self._marks.guard(messages)
         try:
-            formatted = self._formatter(messages=messages)  # type: ignore[arg-type]  # its TypedDicts
+            formatted = self._formatter(messages=guarded)  # type: ignore[arg-type]  # its TypedDicts
         except jinja2.TemplateError as error:
             raise ValueError(f"the model's chat template refuses the messages: {error}") from error
-        return self.tokenize(formatted.prompt, special=True)
+        parts = self._marks.split(formatted.prompt, seam)
+        return [token for part in parts for token in self.tokenize(part, special=True)]
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """A text's tokens; ``special`` recognises control tokens in it, and adds none."""
-        encoded = text.encode()
-        room = len(encoded) + 2
-        while True:
-            tokens = (llama.llama_token * room)()
-            count = llama.llama_tokenize(self.vocab, encoded, len(encoded), tokens, room, False, special)
-            if count >= 0:
-                return tokens[:count]
-            room = -count
+        return self.tokens.tokenize(text, special=special)
 
     def piece(self, token: int) -> bytes:
         """A token's bytes; none for a control token."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self._read_piece(token, special=False)
-        return known
+        return self.tokens.piece(token)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a generation."""
-        known = self._ends.get(token)
-        if known is None:
-            known = self._ends[token] = bool(native.vocab_is_eog(self.vocab, token))
-        return known
+        return self.tokens.ends(token)
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata."""
@@ -118,14 +109,6 @@ class Model:
             if length < room:
                 return None if length < 0 else buffer.value.decode(errors="replace")
             room = length + 1
-
-    def _read_piece(self, token: int, *, special: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(_MOST_PIECE_BYTES)
-        length = native.token_to_piece(self.vocab, token, buffer, _MOST_PIECE_BYTES, 0, special)
-        if length < 0:
-            buffer = ctypes.create_string_buffer(-length)
-            length = native.token_to_piece(self.vocab, token, buffer, -length, 0, special)
-        return buffer.raw[:length]
 
     def _values_per_head(self) -> int:
         architecture = self.metadata("general.architecture")
@@ -138,7 +121,7 @@ class Model:
         if template is None:
             raise ModelError(f"{self.path.name} has no chat template; the catalogue may give it a `chat_template`")
         begin, end = llama.llama_vocab_bos(self.vocab), llama.llama_vocab_eos(self.vocab)
-        names = [self._read_piece(token, special=True).decode() if token >= 0 else "" for token in (begin, end)]
+        names = [self.tokens.read_piece(token, special=True).decode() if token >= 0 else "" for token in (begin, end)]
         try:
             return Jinja2ChatFormatter(template=template, bos_token=names[0], eos_token=names[1])
         except jinja2.TemplateError as error:

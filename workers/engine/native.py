@@ -37,9 +37,14 @@ memory_seq_pos_max = _short(llama.llama_memory_seq_pos_max)
 get_logits_ith = _short(llama.llama_get_logits_ith)
 token_to_piece = _short(llama.llama_token_to_piece)
 vocab_is_eog = _short(llama.llama_vocab_is_eog)
+vocab_get_attr = _short(llama.llama_vocab_get_attr)
 sampler_accept = _short(llama.llama_sampler_accept)
 sampler_apply = _short(llama.llama_sampler_apply)
 sampler_free = _short(llama.llama_sampler_free)
+
+grammar_accept: Callable[[Any, int], None] = llama.llama_sampler_accept
+grammar_apply: Callable[[Any, Any], None] = llama.llama_sampler_apply
+"""With a grammar these may take long, whatever was tried before: other threads go on meanwhile."""
 
 
 class AbortFlag:

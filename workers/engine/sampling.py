@@ -3,6 +3,7 @@
 import ctypes
 import random
 from dataclasses import dataclass
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ from workers.engine.model import Model
 _PENALTY_WINDOW = 64
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _SEEDS = 2**32
+
+SLOW_CALL_S = 0.25
+MOST_SLOW_CALLS = 8
+MOST_CALL_S = 1.0
+"""A sequence fails whose grammar takes longer than this in one call, or is slow in more than so many. A call over the
+largest vocabularies takes some 60 ms with an honest grammar."""
 
 Logits = npt.NDArray[np.float32]
 
@@ -44,11 +51,12 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Candidates:
-    """Every token of the vocabulary with its logit, as llama.cpp's samplers take them; one per engine."""
+    """Every token of the vocabulary, or some of them, with its logit, as llama.cpp's samplers take them; one per
+    engine."""
 
-    def __init__(self, vocabulary: int) -> None:
-        self._ids = np.arange(vocabulary, dtype=np.int32)
-        self._all = np.zeros(vocabulary, dtype=_CANDIDATE)
+    def __init__(self, vocabulary: int, tokens: npt.NDArray[np.int32] | None = None) -> None:
+        self._ids = np.arange(vocabulary, dtype=np.int32) if tokens is None else tokens
+        self._all = np.zeros(len(self._ids), dtype=_CANDIDATE)
         self._one = np.zeros(1, dtype=_CANDIDATE)
 
     def fill(self, logits: Logits) -> llama.llama_token_data_array:
@@ -72,9 +80,25 @@ class Candidates:
         return int(self._all["logit"].argmax())
 
     @property
-    def any_is_allowed(self) -> bool:
-        """Whether any survived."""
-        return bool(np.isfinite(self._all["logit"]).any())
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Which of all survived."""
+        survived: npt.NDArray[np.bool_] = np.isfinite(self._all["logit"])
+        return survived
+
+
+class Patience:
+    """How much of a processor's time a sequence's grammar may take: a call that takes long holds up every sequence of
+    the engine, and cannot be broken off."""
+
+    def __init__(self) -> None:
+        self._slow_calls = 0
+
+    def spend(self, seconds: float) -> None:
+        """Count a call. Raises EngineError when there is no more patience."""
+        self._slow_calls += seconds > SLOW_CALL_S
+        if seconds > MOST_CALL_S or self._slow_calls > MOST_SLOW_CALLS:
+            message = "sampling by the grammar of its JSON Schema takes too long; a simpler schema is needed"
+            raise EngineError(FailureCode.PROVIDER_REJECTED, message)
 
 
 class Sampler:
@@ -87,6 +111,7 @@ class Sampler:
         self._chain = None if sampling == GREEDY else _chain(model, sampling)
         self._grammar: Any = None  # Any: C's pointer to a sampler
         self._penalizes = sampling.penalizes
+        self._patience = Patience()
         if grammar is not None:
             self._grammar = llama.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root") or None
             if self._grammar is None:
@@ -97,24 +122,32 @@ class Sampler:
         """The next token; None when the grammar leaves none.
 
         The grammar is asked about the chosen token first, and about the whole vocabulary only if it refuses.
+        Raises EngineError when the grammar takes too long.
         """
         token = self._choose(logits, candidates)
         if self._grammar is None:
             return token
         array = candidates.only(token)
-        native.sampler_apply(self._grammar, ctypes.byref(array))
+        self._apply_grammar(array)
         if candidates.only_is_allowed:
             return token
         array = candidates.fill(logits)
-        native.sampler_apply(self._grammar, ctypes.byref(array))
-        return self._pick(array, candidates) if candidates.any_is_allowed else None
+        self._apply_grammar(array)
+        return self._pick(array, candidates) if candidates.allowed.any() else None
 
     def accept(self, token: int) -> None:
-        """Note the token that follows."""
+        """Note the token that follows. Raises EngineError when the grammar takes too long."""
         if self._grammar is not None:
-            native.sampler_accept(self._grammar, token)
+            began_at = thread_time()
+            native.grammar_accept(self._grammar, token)
+            self._patience.spend(thread_time() - began_at)
         if self._penalizes:
             native.sampler_accept(self._chain, token)
+
+    def _apply_grammar(self, array: llama.llama_token_data_array) -> None:
+        began_at = thread_time()
+        native.grammar_apply(self._grammar, ctypes.byref(array))
+        self._patience.spend(thread_time() - began_at)
 
     def close(self) -> None:
         """Free the samplers."""

@@ -16,7 +16,10 @@ OnText = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What to generate. ``grammar`` is GBNF; ``ignore_eos`` goes on past the model's own end, for measurements."""
+    """What to generate. ``grammar`` is GBNF; ``ignore_eos`` goes on past the model's own end, for measurements.
+
+    Where work of several tenants waits, tenants rotate.
+    """
 
     prompt: Sequence[int]
     max_tokens: int
@@ -24,6 +27,7 @@ class Work:
     stop: tuple[str, ...] = ()
     grammar: str | None = None
     ignore_eos: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

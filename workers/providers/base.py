@@ -24,6 +24,8 @@ class GenerationRequest:
     stop: list[str] = field(default_factory=list)
     seed: int | None = None
     response_format: dict[str, Any] | None = None  # Any: a JSON Schema of the caller's
+    tenant: str = ""
+    """Whose request it is: where requests of several tenants wait in this process, tenants rotate."""
 
 
 @dataclass(frozen=True, slots=True)

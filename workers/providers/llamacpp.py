@@ -30,9 +30,13 @@ class LlamaCppProvider(WithoutEmbeddings):
         """Answer with the engine; a cancelled task ends its sequence before the next step."""
         try:
             async with self._host.use(self._name) as engine:
+                grammars, on_text = self._host.grammars, _on_text(meter)
+                found = await grammars.find(request.tenant, engine.model.path, request.response_format)
                 # The template, the tokens and the grammar of a long request take their time.
-                on_text = _on_text(meter)
-                submission = asyncio.create_task(asyncio.to_thread(_submit, engine, request, self._llm.stop, on_text))
+                work = asyncio.to_thread(
+                    _submit, engine, request, self._llm.stop, on_text, None if found is None else found.text
+                )
+                submission = asyncio.create_task(work)
                 try:
                     ticket = await asyncio.shield(submission)
                 except asyncio.CancelledError:
@@ -60,17 +64,20 @@ def _on_text(meter: Meter) -> Callable[[str], None]:
 
 
 def _submit(
-    engine: "Engine", request: GenerationRequest, stop: tuple[str, ...], on_text: Callable[[str], None]
+    engine: "Engine",
+    request: GenerationRequest,
+    stop: tuple[str, ...],
+    on_text: Callable[[str], None],
+    grammar: str | None,
 ) -> "Ticket":
-    from workers.engine.grammar import grammar_for
     from workers.engine.sequence import Work
 
     try:
         prompt = engine.model.prompt([_known_role(message) for message in request.messages])
     except ValueError as error:
         raise EngineError(FailureCode.PROVIDER_REJECTED, str(error)) from None
-    grammar = grammar_for(request.response_format)
-    work = Work(prompt, request.max_tokens, _sampling(request), (*request.stop, *stop), grammar)
+    stops = (*request.stop, *stop)
+    work = Work(prompt, request.max_tokens, _sampling(request), stops, grammar, tenant=request.tenant)
     return engine.submit(work, on_text)
 
 

@@ -1,0 +1,114 @@
+"""Several JSON Schemas that all hold, as one: their keywords side by side. Pure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+ANNOTATIONS = frozenset(
+    {
+        *("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "nullable"),
+        *("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$comment", "$defs", "definitions", "$vocabulary"),
+        *("contentEncoding", "contentMediaType", "contentSchema", "discriminator", "strict", "additionalItems"),
+    }
+)
+"""Keywords that say nothing about a value by themselves."""
+
+Schema = dict[str, Any]  # Any: the caller's JSON
+
+
+def merge_keywords(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Schema, bool]:
+    """Both schemas' keywords as one schema, and whether that says all that both say."""
+    merged: Schema = dict(one)
+    complete = True
+    for key, value in other.items():
+        if key in ("properties", "additionalProperties", "patternProperties"):
+            continue
+        if key not in merged or merged[key] == value:
+            merged[key] = value
+        elif key in _JOINED:
+            merged[key] = _JOINED[key](merged[key], value)
+        else:
+            complete = False
+    return {**merged, **_members(one, other)}, complete
+
+
+def both(one: Any, other: Any) -> Any:  # Any: JSON Schemas
+    """A schema for what follows both."""
+    if one is False or other is False:
+        return False
+    if one is True or one == other:
+        return other
+    return one if other is True else {"allOf": [one, other]}
+
+
+def _members(one: Mapping[str, Any], other: Mapping[str, Any]) -> Schema:
+    """What is said of an object's members: a name that one schema declares is an additional one to the other."""
+    properties: Schema = {}
+    first, second = _table(one, "properties"), _table(other, "properties")
+    for name in dict.fromkeys([*first, *second]):
+        if name in first and name in second:
+            properties[name] = both(first[name], second[name])
+        else:
+            known, stranger = (first[name], other) if name in first else (second[name], one)
+            patterned = "patternProperties" in stranger
+            properties[name] = known if patterned else both(known, stranger.get("additionalProperties", True))
+    merged: Schema = {"properties": properties} if "properties" in one or "properties" in other else {}
+    if "additionalProperties" in one or "additionalProperties" in other:
+        additional = (one.get("additionalProperties", True), other.get("additionalProperties", True))
+        merged["additionalProperties"] = both(*additional)
+    patterns = _table(one, "patternProperties") | _table(other, "patternProperties")
+    return {**merged, "patternProperties": patterns} if patterns else merged
+
+
+def _table(schema: Mapping[str, Any], key: str) -> Schema:
+    table = schema.get(key)
+    return table if isinstance(table, dict) else {}
+
+
+def _types(one: Any, other: Any) -> list[Any]:
+    first, second = _listed(one), _listed(other)
+    shared = [kind for kind in first if kind in second]
+    if "integer" not in shared and "integer" in (*first, *second) and "number" in (*first, *second):
+        shared.append("integer")
+    return shared
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _shared_values(one: Any, other: Any) -> Any:
+    if not isinstance(one, list) or not isinstance(other, list):
+        return one
+    return [value for value in one if any(same(value, another) for another in other)]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; true is not 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _union(one: Any, other: Any) -> Any:
+    return list(dict.fromkeys([*one, *other])) if isinstance(one, list) and isinstance(other, list) else one
+
+
+def _extreme(choose: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def join(one: Any, other: Any) -> Any:
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (one, other))
+        return choose(one, other) if numbers else one
+
+    return join
+
+
+_LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
+_MOST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
+
+_JOINED: dict[str, Callable[[Any, Any], Any]] = {
+    "type": _types,
+    "enum": _shared_values,
+    "required": _union,
+    "items": both,
+    "propertyNames": both,
+    "uniqueItems": lambda one, other: bool(one) or bool(other),
+    **{key: _extreme(max) for key in _LEAST},
+    **{key: _extreme(min) for key in _MOST},
+}
