@@ -59,9 +59,10 @@ class Marks:
         """Where a content needs seams."""
         longest = self._lengths[-1] if self._lengths else 0
         places = {at + 1 for at in self._starts(content)}
-        if any(content[:length] in self._ends for length in range(1, longest)):
+        inner = 0 < len(content) < longest and any(content in text for text in self._spellings)
+        if inner or any(content[:length] in self._ends for length in range(1, longest)):
             places.add(0)
-        if any(content[-length:] in self._beginnings for length in range(1, longest)):
+        if inner or any(content[-length:] in self._beginnings for length in range(1, longest)):
             places.add(len(content))
         return sorted(places)
 

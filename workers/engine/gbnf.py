@@ -271,15 +271,15 @@ def _common_beginning(texts: Sequence[str]) -> int:
     return length
 
 
-def _references(expression: Expression) -> set[str]:
+def _references(expression: Expression) -> list[str]:
     match expression:
         case Ref(name):
-            return {name}
+            return [name]
         case Concat(items) | Choice(items):
-            return set().union(*map(_references, items))
+            return [name for item in items for name in _references(item)]
         case Repeat(item, _, _):
             return _references(item)
-    return set()
+    return []
 
 
 def _written(expression: Expression, *, nested: bool = False) -> str:

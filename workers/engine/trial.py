@@ -39,6 +39,9 @@ _MEMORY_BYTES = 1 << 30
 _STACK_BYTES = 1 << 20
 """Grammars that need more of the stack are refused by a crash of this process: the engine's threads have 8 MB."""
 
+_NICENESS = 5
+"""Sampling goes before trying."""
+
 _VOCABULARIES = 4
 _SAMPLE = 6144
 """Of larger vocabularies so many tokens are tried; the time of a step is told from theirs."""
@@ -168,6 +171,7 @@ def main() -> None:
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICENESS)
     threading.stack_size(_STACK_BYTES)
     serve(_on_a_small_stack(Trials().answer))
 

@@ -176,12 +176,6 @@ def test_what_cannot_be_done_is_refused_at_once(engine: Engine, work: Work, code
     assert caught.value.code is code
 
 
-def test_a_schema_without_a_grammar_is_refused() -> None:
-    schema = {"$ref": "#"}
-    with pytest.raises(EngineError, match="cannot be turned into a grammar"):
-        grammar_for({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
-
-
 def test_a_cancelled_one_ends_at_the_next_step_running_or_waiting(engine: Engine) -> None:
     tickets = [engine.submit(ask(engine, f"Count to a million, {n}.", 400, ignore_eos=True)) for n in range(12)]
     while tickets[0].first_token_at is None:

@@ -1,9 +1,11 @@
 """What goes wrong inside the engine hits the one it concerns, and nothing hangs."""
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from time import monotonic
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 
 from models.errors import FailureCode
 from tests.workers.engine.test_engine import ANSWER_S, ask, open_model, refusal, result
+from workers.engine import native
 from workers.engine.engine import Engine, EngineOptions
 from workers.engine.errors import EngineError, ModelError
-from workers.engine.sampling import GREEDY
+from workers.engine.sampling import GREEDY, MOST_CALL_S, MOST_SLOW_CALLS, SLOW_CALL_S, Patience
 from workers.engine.sequence import Work
 from workers.engine.watchdog import Watchdog
 
@@ -132,6 +135,78 @@ engine.submit(Work([1, 2, 3], 4)).future.result()
     assert ended.returncode == os.EX_SOFTWARE
     assert "engine.step_hangs" in ended.stdout + ended.stderr
     assert monotonic() - began_at < 40
+
+
+AMBIGUOUS = 'root ::= "\\"" ' + "x? " * 320 + '"\\""\nx ::= "x"\n'
+"""The tries refuse such a grammar; here it comes as if they had not seen it."""
+
+
+def test_a_grammar_that_takes_too_long_fails_its_own_sequence_and_holds_no_other_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks, within_calls = itertools.count(), []
+    done = threading.Event()
+    last = [0]
+
+    def tick() -> None:
+        while not done.wait(0.01):
+            last[0] = next(ticks)
+
+    def apply(sampler: object, array: object, call: Callable[..., None] = native.grammar_apply) -> None:
+        before = last[0]
+        call(sampler, array)
+        within_calls.append(last[0] - before)
+
+    monkeypatch.setattr(native, "grammar_apply", apply)
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    engine = Engine(open_model(), SMALL)
+    try:
+        good = [engine.submit(ask(engine, f"Say {n}", 12, ignore_eos=True)) for n in range(2)]
+        bad = engine.submit(ask(engine, "Say x", 12, grammar=AMBIGUOUS))
+        assert refusal(bad).code is FailureCode.PROVIDER_REJECTED
+        assert "takes too long" in str(refusal(bad))
+        assert [len(result(ticket).tokens) for ticket in good] == [12, 12]
+        assert max(within_calls) > 10
+        engine.forget()
+        assert engine.stats.cells_used == 0
+    finally:
+        done.set()
+        ticker.join()
+        engine.close()
+
+
+def test_a_few_slow_calls_of_a_grammar_are_borne_and_many_are_not() -> None:
+    patience = Patience()
+    for _ in range(MOST_SLOW_CALLS):
+        patience.spend(SLOW_CALL_S * 1.1)
+        patience.spend(SLOW_CALL_S * 0.9)
+    with pytest.raises(EngineError, match="takes too long"):
+        patience.spend(SLOW_CALL_S * 1.1)
+    with pytest.raises(EngineError, match="takes too long"):
+        Patience().spend(MOST_CALL_S * 1.1)
+
+
+def test_a_step_that_hangs_while_it_chooses_tokens_ends_its_process() -> None:
+    """In a process of its own, where the choice of a token is a sleep."""
+    program = """
+import ctypes
+from tests.workers.engine.test_engine_faults import open_model
+from workers.engine.engine import Engine, EngineOptions
+from workers.engine.sampling import Sampler
+from workers.engine.sequence import Work
+engine = Engine(open_model(), EngineOptions(4, 1024, 512, 2, step_timeout_s=0.5))
+engine.submit(Work([1, 2, 3], 4)).future.result()
+Sampler.choose = lambda *_: ctypes.CDLL(None).sleep(60)
+print("submitted", flush=True)
+engine.submit(Work([1, 2, 3], 4)).future.result()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=ANSWER_S, check=False
+    )
+    assert "submitted" in ended.stdout
+    assert ended.returncode == os.EX_SOFTWARE
+    assert "engine.step_hangs" in ended.stdout + ended.stderr
 
 
 def test_an_engine_whose_thread_would_die_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,38 @@ def test_json_schema_is_enforced(smollm: Smollm) -> None:
     response_format = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
     generation, _ = smollm.answer(ask("Give me a number.", 48, response_format=response_format))
     assert isinstance(json.loads(generation.text)["n"], int)
+
+
+@pytest.mark.parametrize("most", [500, 2000, 5000, 20_000, 24_000])
+def test_the_length_of_a_string_makes_no_schema_fail(smollm: Smollm, most: int) -> None:
+    schema = {"type": "object", "properties": {"s": {"type": "string", "maxLength": most}}, "required": ["s"]}
+    response_format = {"type": "json_schema", "json_schema": {"name": "text", "schema": schema}}
+    generation, _ = smollm.answer(ask("Say hello.", 64, response_format=response_format))
+    assert generation.text.replace(" ", "").replace("\n", "").startswith('{"s":"')
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": ["string", "null"], "enum": ["a", "b", None]}, {"a", "b", None}),
+        ({"type": "integer", "minimum": 1, "maximum": 5}, {1, 2, 3, 4, 5}),
+        ({"allOf": [{"$ref": "#/$defs/Colour"}], "default": "red"}, {"red", "blue"}),
+    ],
+)
+def test_answers_keep_to_enumerations_and_bounds_at_a_high_temperature(
+    smollm: Smollm, schema: dict[str, object], expected: set[object]
+) -> None:
+    whole = {
+        "$defs": {"Colour": {"type": "string", "enum": ["red", "blue"]}},
+        "type": "object",
+        "properties": {"v": schema},
+        "required": ["v"],
+    }
+    response_format = {"type": "json_schema", "json_schema": {"name": "value", "schema": whole}}
+    for seed in range(6):
+        request = replace(ask("Give me a value.", 32, response_format=response_format), temperature=1.5, seed=seed)
+        generation, _ = smollm.answer(request)
+        assert json.loads(generation.text)["v"] in expected
 
 
 def test_a_prompt_longer_than_the_context_is_refused(smollm: Smollm) -> None:
