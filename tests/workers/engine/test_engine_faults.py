@@ -137,7 +137,7 @@ engine.submit(Work([1, 2, 3], 4)).future.result()
     assert monotonic() - began_at < 40
 
 
-AMBIGUOUS = 'root ::= "\\"" ' + "x? " * 320 + '"\\""\nx ::= "x"\n'
+AMBIGUOUS = f"""root ::= "xxxx" {"x? " * 260} "y"\nx ::= "x"\n"""
 """The tries refuse such a grammar; here it comes as if they had not seen it."""
 
 
@@ -163,7 +163,7 @@ def test_a_grammar_that_takes_too_long_fails_its_own_sequence_and_holds_no_other
     engine = Engine(open_model(), SMALL)
     try:
         good = [engine.submit(ask(engine, f"Say {n}", 12, ignore_eos=True)) for n in range(2)]
-        bad = engine.submit(ask(engine, "Say x", 12, grammar=AMBIGUOUS))
+        bad = engine.submit(ask(engine, "Say x", 12, grammar=AMBIGUOUS, ignore_eos=True))
         assert refusal(bad).code is FailureCode.PROVIDER_REJECTED
         assert "takes too long" in str(refusal(bad))
         assert [len(result(ticket).tokens) for ticket in good] == [12, 12]
