@@ -17,7 +17,7 @@ from workers.providers.base import ProviderError
 
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 500
-_MAX_SAID = 4096
+_MAX_SAID = 1000
 _MAX_RETRY_AFTER_S = 86_400.0
 
 _OF_STATUS = {
@@ -79,7 +79,8 @@ _PLACE = re.compile(
     r"""|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"""  # an IPv4 address
     r"""|\[?(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{1,4}\b\]?(?::\d+)?"""  # an IPv6 address
     r"""|\b(?=[\w.-]*[a-z])[\w-]+(?:\.[\w-]+)*:\d{4,5}\b"""  # a host and its port
-    r"""|\blocalhost\b|\b[\w-]+(?:\.[\w-]+)*\.(?:local|internal|intranet|lan|corp|svc)\b"""  # a host within
+    r"""|\bhost=['"]?[^\s'",)]+|\blocalhost\b"""  # a host as an error of a library names it
+    r"""|\b[\w-]+(?:\.[\w-]+)*\.(?:local|internal|intranet|lan|corp|svc)\b"""  # a host of a private network
     r"""|(?<![\w#])/(?:app|data|etc|home|mnt|models?|opt|proc|root|run|srv|tmp|usr|var|workspace)(?:/[\w.@+-]+)+""",
     re.IGNORECASE,
 )

@@ -107,6 +107,8 @@ def _dump(body: Json) -> bytes:
 async def _listen(answer: Answer, transcript: Transcript) -> Generation:
     try:
         await _read(answer, transcript)
+        if transcript.is_empty and not transcript.ended:
+            transcript.refuse()  # an empty body, a page of HTML: whole, and no answer
     except ProviderError as error:
         if error.failure.code not in {FailureCode.TIMEOUT, FailureCode.CONNECTION}:
             transcript.refuse()

@@ -88,6 +88,10 @@ class Transcript:
         """
         if self._is_refused and self.is_empty:
             return
+        if self._pieces and not self._meter.output_tokens:
+            self._counted_output = False  # zeros beside output are no count
+        if self._pieces and not self._meter.input_tokens:
+            self._counted_input = False
         if not self._counted_input:
             self._meter.input_tokens = min(most_input_tokens(self._request), _MAX_COUNT)
         if not self._counted_output:

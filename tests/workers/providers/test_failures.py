@@ -262,6 +262,8 @@ CHARGED: dict[str, tuple[Row, Usage]] = {
     ),
     "an error instead of an answer": (Row(says(500, "oops"), "overloaded"), Usage()),
     "an error event instead of output": (Row(streams(error("slow down", code=429)), "rate_limited"), Usage()),
+    "an empty body": (Row(says(200), "overloaded"), Usage()),
+    "a page of HTML": (Row(says(200, "<html>welcome</html>"), "overloaded"), Usage()),
     "a refusal": (Row(says(400, error("bad")), "provider_rejected"), Usage()),
     "an error whose body never ends": (
         Row(fails_without_end, "timeout", timeout_s=0.2),
@@ -324,6 +326,8 @@ PLACES = [
     "the file /models/llama/weights-00001.gguf is missing",
     "see /home/operator/secrets/key.txt",
     "nothing listens at localhost",
+    "HTTPConnectionPool(host='reranker', port=8080): Max retries exceeded",
+    "[ERROR: [Errno 28] No space left on device: '/app/backend/uploads/a.wav']",
 ]
 
 
@@ -331,7 +335,19 @@ PLACES = [
 @pytest.mark.parametrize("status", [400, 401, 429, 500])
 def test_tenants_see_no_address_host_or_path_that_a_provider_names(said: str, status: int) -> None:
     message = call("openai", says(status, error(said))).error.failure.message
-    for secret in ("10.0", "192.168", "fd00", "vllm", "cluster", "gpu7", "models", "operator", "localhost"):
+    for secret in (
+        "10.0",
+        "192.168",
+        "fd00",
+        "vllm",
+        "cluster",
+        "gpu7",
+        "models",
+        "operator",
+        "localhost",
+        "reranker",
+        "backend",
+    ):
         assert secret not in message
 
 
