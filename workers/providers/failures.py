@@ -78,9 +78,9 @@ _PLACE = re.compile(
     r"""\b[a-z][a-z0-9+.-]*://[^\s'"<>)]+"""  # a URL
     r"""|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"""  # an IPv4 address
     r"""|\[?(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{1,4}\b\]?(?::\d+)?"""  # an IPv6 address
-    r"""|\b(?=[\w.-]*[a-z])[\w-]+(?:\.[\w-]+)*:\d{4,5}\b"""  # a host and its port
+    r"""|(?<![\w.-])(?=[\w.-]*[a-z])[\w-]+(?:\.[\w-]+)*:\d{4,5}\b"""  # a host and its port
     r"""|\bhost=['"]?[^\s'",)]+|\blocalhost\b"""  # a host as an error of a library names it
-    r"""|\b[\w-]+(?:\.[\w-]+)*\.(?:local|internal|intranet|lan|corp|svc)\b"""  # a host of a private network
+    r"""|(?<![\w.-])[\w-]+(?:\.[\w-]+)*\.(?:local|internal|intranet|lan|corp|svc)\b"""  # a host of a private network
     r"""|(?<![\w#])/(?:app|data|etc|home|mnt|models?|opt|proc|root|run|srv|tmp|usr|var|workspace)(?:/[\w.@+-]+)+""",
     re.IGNORECASE,
 )
