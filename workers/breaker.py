@@ -46,9 +46,21 @@ _SYMPTOMS = {
 """A provider that refuses a request has answered it. Other failures are the request's, the operator's or our own."""
 
 
+SILENCE_S = 10.0
+
+
 def health_of(code: FailureCode) -> Health:
     """What a failure says of the LLM's health."""
     return _SYMPTOMS.get(code, Health.UNKNOWN)
+
+
+def health_at_limit(silent_s: float, limit_s: float) -> Health:
+    """What it says of the LLM's health that a call reached its total limit, after so long a silence.
+
+    An LLM that was silent, before its first token or between two, is unwell. One that was writing is asked for too
+    much: the length of an answer is the caller's, and other callers' answers may be short.
+    """
+    return Health.UNWELL if silent_s >= min(SILENCE_S, limit_s / 2) else Health.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

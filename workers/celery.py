@@ -3,6 +3,7 @@
 celery -A workers.celery worker -P threads -Q small -c 4
 """
 
+import sys
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from kombu import Queue
 from kombu.transport import redis as redis_transport
 
 from models.catalog import load_catalog, read_catalog, select_optional
+from models.telemetry import configure_logging
 from workers.gpu_pool import refuse_without_gpu
 from workers.runner import Runner
 from workers.settings import WorkerSettings, WorkSettings
@@ -101,6 +103,7 @@ class RunnerStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, worker: Any) -> None:  # Any: Celery's WorkController
+        configure_logging(sys.__stderr__)  # Celery made a logger of sys.stderr
         settings = WorkerSettings()
         catalog = load_catalog(settings.catalog, settings.optional_llms)
         queues = list(worker.app.amqp.queues.consume_from)

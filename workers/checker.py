@@ -1,29 +1,32 @@
-"""A process that checks JSON against JSON Schemas, for callers who may have written either to hurt.
-
-    python -m workers.checker
+"""A child process that checks JSON against JSON Schemas, for callers who may have written either to hurt.
 
 A few lines of schema can ask for more work than a machine has time, and no library stops by itself: so this process
-does it and nothing else, and :mod:`workers.checking` ends it when it takes too long. It reads requests from standard
-input and answers on standard output, one line of JSON each: ``{"schema", "text"}``, ``{"problems", "usable"}``.
+does it and nothing else, and :mod:`workers.checking` loses it when it takes too long. Each question is a line of JSON,
+``{"schema", "text"}``, as is its answer, ``{"problems", "usable"}``.
 """
 
 import resource
-import sys
 from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
 import orjson
 
+from workers.child import serve
+
 MAX_PROBLEMS = 8
 MAX_PROBLEM_LENGTH = 200
-_MEMORY_BYTES = 2 * 1024**3
+_MEMORY_BYTES = 1024**3
 _PATTERN_BYTES = 1 << 20
 
 
-def check(line: bytes) -> dict[str, object]:
+def answer(question: bytes) -> bytes:
+    """The verdict on a question."""
+    return orjson.dumps(check(orjson.loads(question)))
+
+
+def check(request: dict[str, Any]) -> dict[str, object]:  # Any: a JSON Schema
     """What is wrong with an answer, or with the schema itself. Without ``text`` only the schema is looked at."""
-    request = orjson.loads(line)
     try:
         validator = _validator(orjson.dumps(request["schema"]))
     except ValueError as error:  # jsonschema_rs.ValidationError and others are its subclasses
@@ -66,9 +69,7 @@ def _short(text: str) -> str:
 def main() -> None:
     """Serve until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(orjson.dumps(check(line)) + b"\n")
-        sys.stdout.buffer.flush()
+    serve(answer)
 
 
 if __name__ == "__main__":

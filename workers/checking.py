@@ -1,21 +1,28 @@
-"""Asks :mod:`workers.checker`, a process of its own, whether JSON follows a JSON Schema."""
+"""Asks :mod:`workers.checker`, in child processes, whether JSON follows a JSON Schema.
 
-import asyncio
-import os
-import sys
-from contextlib import suppress
+The checks of all tenants share a few children. A check has a limit far below a second, and tenants rotate, so that one
+tenant's schemas, however hostile, delay another's check by about one limit.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from hashlib import blake2b
+from time import monotonic
 from typing import Any
 
 import orjson
 
-CHECK_TIMEOUT_S = 5.0
-"""A check of an honest schema takes a millisecond, the first one the start of a process besides."""
+from workers.children import Cause, ChildFailed, Children
 
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
-"""What the checker's process needs to start; it gets no key."""
+CHECKERS = 3
+CHECK_LIMIT_S = 0.5
+"""Of processor time. A check of an honest schema takes a millisecond."""
 
-_MAX_LINE = 64 * 1024
+FORGET_S = 600.0
+"""How long a schema that could not be checked is refused without a look."""
+
+MOST_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,49 +33,66 @@ class Verdict:
     problems: list[str]
 
 
+TOO_MUCH = Verdict(False, [f"it takes more than {CHECK_LIMIT_S:g} s or too much memory to check"])
+
+
+class CheckerAway(Exception):
+    """No check can be made in this process now; nothing is known of the schema or the text."""
+
+
 class Checker:
-    """Checks in a process that is started when it is first needed, and ended when it takes too long."""
+    """Checks for one event loop."""
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
+        self._children = Children("workers.checker", number=CHECKERS)
+        self._refused = _Refused(monotonic)
 
-    async def check(self, schema: Any, text: str | None = None) -> Verdict:  # Any: a JSON Schema of the caller's
-        """Check a JSON text against a schema; without a text, whether the schema can be used at all."""
-        question = {"schema": schema} if text is None else {"schema": schema, "text": text}
-        async with self._turn:
-            try:
-                async with asyncio.timeout(CHECK_TIMEOUT_S):
-                    return Verdict(**await self._exchange(orjson.dumps(question) + b"\n"))
-            except (TimeoutError, OSError, ValueError, TypeError):
-                await self.close()
-                return Verdict(False, [f"it takes more than {CHECK_TIMEOUT_S:g} s or too much memory to check"])
-            except BaseException:
-                await self.close()  # cancelled between a question and its answer
-                raise
+    async def check(self, tenant: Hashable, schema: Any, text: str | None = None) -> Verdict:
+        """Check a JSON text against a caller's schema; without a text, whether the schema can be used at all.
+
+        Raises CheckerAway.
+        """
+        try:
+            written = orjson.dumps(schema)
+        except orjson.JSONEncodeError as error:  # a number beyond 64 bits, a depth beyond 254
+            return Verdict(False, [str(error)])
+        name = (tenant, blake2b(written, digest_size=16).digest())
+        if name in self._refused:
+            return TOO_MUCH
+        question = b'{"schema":%b}' % written if text is None else b'{"schema":%b,"text":%b}' % (written, _dump(text))
+        try:
+            return Verdict(**orjson.loads(await self._children.ask(tenant, question, timeout_s=CHECK_LIMIT_S)))
+        except ChildFailed as failed:
+            if failed.cause is Cause.START:
+                raise CheckerAway(str(failed)) from None
+            self._refused.add(name)
+            return TOO_MUCH
 
     async def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        """End the children."""
+        await self._children.close()
 
-    async def _exchange(self, line: bytes) -> dict[str, Any]:  # Any: the checker's JSON
-        if self._process is None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "workers.checker"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                limit=_MAX_LINE,
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(line)
-        await self._process.stdin.drain()
-        verdict: dict[str, Any] = orjson.loads(await self._process.stdout.readline())
-        return verdict
+
+class _Refused:
+    """The schemas that could not be checked, for a while; those refused longest ago are forgotten first.
+
+    By tenant: one tenant's answers, made to be expensive, must not have another's schema refused.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: OrderedDict[Hashable, float] = OrderedDict()
+
+    def __contains__(self, name: Hashable) -> bool:
+        return self._clock() - self._since.get(name, -FORGET_S) < FORGET_S
+
+    def add(self, name: Hashable) -> None:
+        self._since[name] = self._clock()
+        self._since.move_to_end(name)
+        if len(self._since) > MOST_REMEMBERED:
+            self._since.popitem(last=False)
+
+
+def _dump(text: str) -> bytes:
+    """A text as JSON; half a surrogate pair, which JSON cannot carry, becomes a question mark."""
+    return orjson.dumps(text.encode("utf-8", "replace").decode())

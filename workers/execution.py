@@ -1,4 +1,9 @@
-"""One attempt, told top to bottom: pass the gate, call the LLM, price what it used, decide what follows, report.
+"""One attempt, told top to bottom: pass the gate, call the LLM, check the answer, price what was used, decide what
+follows, report.
+
+The gate and the LLM's time limit belong to each call of the LLM and to nothing else: while an answer is checked no
+permit is held, and what the check takes is neither the call's time nor the LLM's illness. The job's own time, until it
+expires, covers the whole.
 
 The job was claimed before (:mod:`workers.exchange`), its attempt row is written, and the report moves it on
 in one statement, fenced by the attempt's id. Nothing here knows of Postgres or Celery.
@@ -6,12 +11,12 @@ in one statement, fenced by the attempt's id. Nothing here knows of Postgres or 
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -20,8 +25,8 @@ from models.catalog import LLM, Catalog
 from models.errors import PROVIDER_SIDE, FailureCode, JobFailure
 from models.lifecycle import AttemptOutcome, JobStatus
 from models.pricing import Price, Usage, cost_of
-from workers.breaker import Health, Refused, health_of
-from workers.gate import Busy, Gate
+from workers.breaker import Health, Refused, health_at_limit, health_of
+from workers.gate import Busy, Entry, Gate
 from workers.providers.base import (
     Embedding,
     EmbeddingRequest,
@@ -35,6 +40,7 @@ from workers.retries import FallBack, Onward, Retry, decide, onward
 from workers.structured import generate_checked
 
 log = structlog.get_logger()
+T = TypeVar("T")
 _FREE = Price.zero()
 _BUSY_S = (0.5, 1.5)
 """How long a job is put off that found no permit, in seconds, at random between these."""
@@ -138,6 +144,14 @@ class Report:
         }
 
 
+class _NotCalled(Exception):
+    """The gate let no call pass: the job goes elsewhere or waits."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.status)
+        self.ending = ending
+
+
 class Attempt:
     """A running attempt; :meth:`stop` ends it early, from the same event loop."""
 
@@ -153,8 +167,8 @@ class Attempt:
         self._catalog = catalog
         self._providers = providers
         self._gate = gate
-        self._called_at: float | None = None
-        self._failed_here = False
+        self._first_called_at: float | None = None
+        self._calling_s = 0.0
         self._meter = Meter(on_text)
         self._stop_reason: StopReason | None = None
         self._call: asyncio.Task[Ending] | None = None
@@ -167,61 +181,97 @@ class Attempt:
                 self._call.cancel()
 
     async def run(self) -> Report:
-        """Call, price and decide; whatever happens to the call, there is a report of it."""
+        """Call, price and decide; whatever happens to the call, there is a report of it.
+
+        The duration in the report is that of the calls of the LLM.
+        """
         llm = self._catalog.llms.get(self.claim.llm)
         price = llm.tariff.at(datetime.now(UTC)) if llm else _FREE
-        self._call = asyncio.create_task(self._answer(llm))
+        self._call = asyncio.create_task(self._end(llm))
         if self._stop_reason is not None:
             self._call.cancel()
         await asyncio.wait([self._call])
         ending = self._stopped() if self._call.cancelled() else self._call.result()
-        called = monotonic() if self._called_at is None else self._called_at
-        first = self._meter.first_token_at
+        called, first = self._first_called_at, self._meter.first_token_at
         return Report(
             self.claim,
             ending,
             self._meter.usage,
             price,
-            duration_ms=round((monotonic() - called) * 1000),
-            time_to_first_token_ms=None if first is None else round((first - called) * 1000),
+            duration_ms=round(self._calling_s * 1000),
+            time_to_first_token_ms=None if first is None or called is None else round((first - called) * 1000),
         )
 
-    async def _answer(self, llm: LLM | None) -> Ending:
-        async with self._gate.enter(self.claim.llm) as entry:
-            match entry:
-                case Refused(wait_s):
-                    return self._go_round(wait_s)
-                case Busy():
-                    return _put_off(self.claim.route_index, random.uniform(*_BUSY_S))
-            ending = await self._call_provider(llm)
-            entry.health = Health.UNKNOWN if self._failed_here else _health(ending)
-            return ending
-
-    async def _call_provider(self, llm: LLM | None) -> Ending:
-        self._called_at = monotonic()
-        expires_first = llm is not None and self.claim.expires_in_s < llm.timeout_s
-        limit_s = self.claim.expires_in_s if llm is None or expires_first else llm.timeout_s
+    async def _end(self, llm: LLM | None) -> Ending:
+        """What comes of the job within its time."""
+        expiry = asyncio.timeout(self.claim.expires_in_s)
         try:
-            async with asyncio.timeout(limit_s):
-                provider = self._providers.get(self.claim.llm)
-                if "input" in self.claim.request:
-                    return embedded(
-                        await provider.embed(parse_embedding(self.claim.request), self._meter), self.claim.llm
-                    )
-                request = parse_request(self.claim.request)
-                generation = await generate_checked(provider, request, self._meter, self._providers.checker)
-            return completed(generation, self.claim.llm)
-        except TimeoutError:
-            if expires_first:
-                return EXPIRED
-            failure = JobFailure(FailureCode.TIMEOUT, f"no answer within {limit_s:g} s")
+            async with expiry:
+                return await self._answer(llm)
+        except _NotCalled as not_called:
+            return not_called.ending
         except ProviderError as error:
-            failure = error.failure
-            self._failed_here = error.here
+            if error.detail:
+                fields = {"job_id": self.claim.job_id.hex, "llm": self.claim.llm, "code": error.failure.code.value}
+                log.warning("attempt.provider_failed", **fields, detail=error.detail)
+            return self._failed(error.failure, llm)
         except Exception:
+            if expiry.expired():
+                return EXPIRED
             log.exception("attempt.crashed", job_id=self.claim.job_id.hex, llm=self.claim.llm)
-            failure = JobFailure(FailureCode.INTERNAL, "an unexpected error; the worker's log has it")
-        return self._failed(failure, llm)
+            return self._failed(JobFailure(FailureCode.INTERNAL, "an unexpected error; the worker's log has it"), llm)
+
+    async def _answer(self, llm: LLM | None) -> Ending:
+        """The answer to the request, checked where it has a form."""
+        provider, meter, name = self._providers.get(self.claim.llm), self._meter, self.claim.llm
+        if "input" in self.claim.request:
+            texts = parse_embedding(self.claim.request)
+            return embedded(await self._call_llm(llm, lambda: provider.embed(texts, meter)), name)
+
+        async def generate(asked: GenerationRequest) -> Generation:
+            return await self._call_llm(llm, lambda: provider.generate(asked, meter))
+
+        request = parse_request(self.claim.request, tenant=self.claim.tenant_id.hex)
+        return completed(await generate_checked(generate, request, meter, self._providers.checker), name)
+
+    async def _call_llm(self, llm: LLM | None, call: Callable[[], Awaitable[T]]) -> T:
+        """Make one call past the gate; raises ProviderError, and _NotCalled when the gate lets no first call pass.
+
+        A later call of the same attempt, whose first is paid, does not give up for want of a permit.
+        """
+        while True:
+            async with self._gate.enter(self.claim.llm) as entry:
+                match entry:
+                    case Refused(wait_s) if self._first_called_at is None:
+                        raise _NotCalled(self._go_round(wait_s))
+                    case Refused():
+                        raise ProviderError(self._circuit_open)
+                    case Busy() if self._first_called_at is None:
+                        raise _NotCalled(_put_off(self.claim.route_index, random.uniform(*_BUSY_S)))
+                    case Busy():
+                        continue
+                return await self._within_limit(llm, entry, call)
+
+    async def _within_limit(self, llm: LLM | None, entry: Entry, call: Callable[[], Awaitable[T]]) -> T:
+        """Make one call within the LLM's time, and say what it tells of the LLM's health."""
+        called_at = monotonic()
+        self._first_called_at = self._first_called_at or called_at
+        limit = asyncio.timeout(llm.timeout_s if llm else None)
+        try:
+            async with limit:
+                answer = await call()
+        except ProviderError as error:
+            entry.health = Health.UNKNOWN if error.here else health_of(error.failure.code)
+            raise
+        except TimeoutError:
+            if llm is None or not limit.expired():
+                raise
+            entry.health = health_at_limit(self._meter.silent_s(called_at), llm.timeout_s)
+            raise ProviderError.of(FailureCode.TIMEOUT, f"no answer within {llm.timeout_s:g} s") from None
+        finally:
+            self._calling_s += monotonic() - called_at
+        entry.health = Health.WELL
+        return answer
 
     def _failed(self, failure: JobFailure, llm: LLM | None) -> Ending:
         decision = decide(
@@ -242,7 +292,7 @@ class Attempt:
     def _go_round(self, wait_s: float) -> Ending:
         """What follows an open circuit breaker: the next LLM whose breaker is closed, or a wait for the first
         that will let a probe pass. No retry is used up."""
-        failure = JobFailure(FailureCode.CIRCUIT_OPEN, f"the circuit breaker of {self.claim.llm} is open")
+        failure = self._circuit_open
         ready = self._onward().ready
         if ready is not None:
             return Ending(AttemptOutcome.SNOOZED, JobStatus.QUEUED, failure=failure, goes_to=ready)
@@ -255,6 +305,10 @@ class Attempt:
         waits[here] = wait_s
         soonest = min(waits, key=waits.__getitem__)
         return _put_off(soonest, waits[soonest] + random.uniform(0, _SPREAD_S))
+
+    @property
+    def _circuit_open(self) -> JobFailure:
+        return JobFailure(FailureCode.CIRCUIT_OPEN, f"the circuit breaker of {self.claim.llm} is open")
 
     def _onward(self) -> Onward:
         llms = [self._catalog.llms.get(name) for name in self.claim.route]
@@ -299,18 +353,12 @@ def _put_off(place: int, delay_s: float) -> Ending:
     return Ending(AttemptOutcome.RELEASED, JobStatus.QUEUED, retry_in_s=delay_s, goes_to=place, not_made=True)
 
 
-def _health(ending: Ending) -> Health:
-    if ending.failure is not None:
-        return health_of(ending.failure.code)
-    return Health.WELL if ending.status is JobStatus.COMPLETED else Health.UNKNOWN
-
-
 def parse_embedding(stored: dict[str, Any]) -> EmbeddingRequest:  # Any: JSON that the API checked
     """The provider's request for vectors from the stored one."""
     return EmbeddingRequest(stored["input"], stored.get("encoding_format") == "base64", stored.get("dimensions"))
 
 
-def parse_request(stored: dict[str, Any]) -> GenerationRequest:  # Any: JSON that the API checked
+def parse_request(stored: dict[str, Any], *, tenant: str = "") -> GenerationRequest:  # Any: JSON that the API checked
     """The provider's request from the stored one."""
     stop = stored.get("stop") or []
     return GenerationRequest(
@@ -325,4 +373,5 @@ def parse_request(stored: dict[str, Any]) -> GenerationRequest:  # Any: JSON tha
         stop=[stop] if isinstance(stop, str) else stop,
         seed=stored.get("seed"),
         response_format=stored.get("response_format"),
+        tenant=tenant,
     )

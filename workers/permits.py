@@ -1,7 +1,9 @@
 """How many calls to an LLM are in flight over all processes: permits in Redis, ``max_concurrency`` of them.
 
 A permit is a member of a sorted set whose score is when it expires; holders renew theirs, so those of a dead process
-come free by themselves. When Redis is away each process keeps to ``max_concurrency`` alone.
+come free by themselves. A process that paused beyond the lease finds its permits gone while its calls still run: they
+are counted again, above the limit if others took their room meanwhile, so that nobody starts another before there is
+room. When Redis is away each process keeps to ``max_concurrency`` alone.
 """
 
 import asyncio
@@ -41,11 +43,30 @@ return 1
 RENEW = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local gone = {}
+for i = 2, #ARGV do
+    if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+        redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[i])
+    else
+        gone[#gone + 1] = ARGV[i]
+    end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[1] * 2)
+return gone
+"""
+"""Keep permits that are in use: their lease in milliseconds, their tokens. Returns the tokens that expired or were
+given back: whether their calls still run only their process knows."""
+
+RECOUNT = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[1] * 2)
-return 1
+return redis.call('ZCARD', KEYS[1])
 """
-"""Keep permits that are in use: their lease in milliseconds, their tokens."""
+"""Count calls that run without a permit: the lease in milliseconds, their tokens. Returns how many run now."""
 
 RELEASE = "return redis.call('ZREM', KEYS[1], ARGV[1])"
 """Give a permit back, by its token."""
@@ -88,11 +109,22 @@ class Permits:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             try:
-                for llm, tokens in list(self._held.items()):
-                    if tokens:
-                        await self._shared.run(RENEW, _PREFIX + llm, round(LEASE_S * 1000), *tokens)
+                for llm in list(self._held):
+                    await self._renew(llm)
             except SharedAway as error:
                 self._stand_alone(error)
+
+    async def _renew(self, llm: str) -> None:
+        """Renew the permits of one LLM, and count the calls again whose permits are gone."""
+        held, key, lease_ms = self._held[llm], _PREFIX + llm, round(LEASE_S * 1000)
+        if not held:
+            return
+        gone = {_to_text(token) for token in await self._shared.run(RENEW, key, lease_ms, *held)}
+        if lost := gone & held:
+            running = await self._shared.run(RECOUNT, key, lease_ms, *lost)
+            log.warning("permits.recounted", llm=llm, calls=len(lost), running=running, most=self._most[llm])
+            for token in lost - held:  # a call that ended meanwhile
+                self._give_back(llm, token)
 
     async def _take(self, llm: str, token: str) -> None:
         async with self._turn[llm]:
@@ -128,3 +160,7 @@ class Permits:
         if monotonic() >= self._away_until:
             log.warning("permits.redis_away", error=str(error))
         self._away_until = monotonic() + _AWAY_S
+
+
+def _to_text(token: bytes | str) -> str:
+    return token.decode() if isinstance(token, bytes) else token

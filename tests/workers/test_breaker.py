@@ -349,3 +349,19 @@ def test_the_last_resort_answers_when_everything_failed(stack: Stack, database: 
     }
     assert database.value("SELECT error ->> 'code' FROM attempts WHERE job_id = %s", degraded) == "overloaded"
     assert database.value("SELECT status FROM jobs WHERE id = %s", refused) == "failed"
+
+
+def test_answers_that_are_long_and_not_silent_close_no_llm_to_others(stack: Stack, database: Database) -> None:
+    """The mock writes its prompt word by word: a long one takes longer than the LLM has."""
+    writes = {"retries": 0, "timeout_s": 1, "mock": {"output": "{prompt}", "word_s": 0.05}}
+    stack.catalog({"writer": writes}, breaker={"min_calls": 4})
+    stack.relay()
+    stack.worker(concurrency=16)
+    database.submit(["word " * 100] * 12, route=["writer"])
+    wait_until(lambda: database.count("failed") == 12)
+    assert database.rows("SELECT DISTINCT error ->> 'code' AS code FROM jobs") == [{"code": "timeout"}]
+    with redis.Redis.from_url(stack.settings["HEADRACE_REDIS_URL"]) as client:
+        assert [client.hget(key, "state") for key in client.keys("headrace:breaker:*")] in ([], [None], [b"closed"])
+    short = database.submit(["a few words"] * 5, route=["writer"])
+    database.wait_until_finished()
+    assert database.count("completed") == len(short)

@@ -161,3 +161,65 @@ def test_workers_never_call_a_provider_more_often_at_once_and_a_dead_ones_permit
         database.wait_until_finished()
     database.assert_each_completed_once(60)
     assert gauge.most == 3
+
+
+def test_a_renewal_that_comes_late_revives_no_permit_that_was_given_back(valkey: EmbeddedValkey) -> None:
+    """A script may run after its caller took Redis for away, gave its permit back and went on."""
+    with redis.Redis.from_url(valkey.url) as client:
+        key = "headrace:permits:few"
+        assert client.eval(permits.ACQUIRE, 1, key, "mine", 1, 10_000)
+        client.eval(permits.RELEASE, 1, key, "mine")
+        assert client.eval(permits.RENEW, 1, key, 10_000, "mine") == [b"mine"]
+        assert client.eval(permits.ACQUIRE, 1, key, "another", 1, 10_000)
+
+
+def test_calls_that_outlived_their_permits_in_a_pause_are_counted_again(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permits, "WAIT_S", 0.1)
+    monkeypatch.setattr(permits, "LEASE_S", 0.4)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            shared = Shared(valkey.url)
+            stack.push_async_callback(shared.close)
+            paused = Permits(shared, CATALOG)  # nothing renews its permits
+            other = await stack.enter_async_context(process(valkey.url))
+            running = contextlib.AsyncExitStack()
+            held = [await running.enter_async_context(paused.hold("few")) for _ in range(3)]
+            await asyncio.sleep(0.5)
+            async with contextlib.AsyncExitStack() as others:
+                held += [await others.enter_async_context(other.hold("few")) for _ in range(3)]
+                assert all(held)
+                await paused._renew("few")
+            keeping = asyncio.create_task(paused.keep())
+            async with other.hold("few") as one_more:
+                assert not one_more  # three still run
+            await running.aclose()
+            async with other.hold("few") as one_more:
+                assert one_more
+            keeping.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_ends_while_it_is_counted_again_leaves_no_permit(valkey: EmbeddedValkey) -> None:
+    async def main() -> int:
+        shared = Shared(valkey.url)
+        holder = Permits(shared, CATALOG)
+        run = shared.run
+
+        async def ends_meanwhile(script: str, key: str, *arguments: str | float) -> object:
+            if script == permits.RECOUNT:
+                holder._held["few"].clear()
+            return await run(script, key, *arguments)
+
+        holder._held["few"].add("gone")
+        shared.run = ends_meanwhile  # type: ignore[method-assign]  # so that a moment can be chosen
+        await holder._renew("few")
+        await asyncio.gather(*holder._errands)
+        counted = await run("return redis.call('ZCARD', KEYS[1])", "headrace:permits:few")
+        await shared.close()
+        return int(counted)
+
+    assert asyncio.run(main()) == 0

@@ -9,10 +9,13 @@ import pytest
 import redis
 from pytest_httpserver import HTTPServer
 
+from models.ids import new_id
 from models.tokens import most_tokens
 from models.wakeups import CANCEL
 from tests.stack import Database, Stack, wait_until
 from tests.workers.providers.test_openai import USAGE, WHOLE
+from tests.workers.test_structured import hostile
+from workers.checking import CHECKERS
 
 FORM = {
     "type": "json_schema",
@@ -104,3 +107,77 @@ def test_a_form_that_is_not_met_fails_the_job_and_both_calls_are_booked(stack: S
     assert job["error"]["code"] == "provider_rejected"
     assert '"age" is a required property' in job["error"]["message"]
     assert (job["input_tokens"], job["output_tokens"]) == (20, 10)
+
+
+def test_a_call_that_was_sent_and_never_answered_is_booked_as_its_worst_case_and_names_no_place(
+    stack: Stack, database: Database
+) -> None:
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as silent,
+        closing(socket.create_server(("127.0.0.1", 0))) as gone,
+    ):
+        urls = [f"http://127.0.0.1:{listening.getsockname()[1]}/v1" for listening in (silent, gone)]
+        gone.close()
+        once = {"provider": "openai", "retries": 0, "timeout_s": 1}
+        missing = {"api_key_file": str(stack.directory / "no-such-key"), "base_url": urls[0]}
+        stack.catalog(
+            {
+                "silent": {**once, "base_url": urls[0]},
+                "gone": {**once, "base_url": urls[1]},
+                "keyless": {**once, **missing},
+            }
+        )
+        stack.relay()
+        stack.worker()
+        for llm in ("silent", "gone", "keyless"):
+            database.submit(["prompt"], route=[llm])
+        database.wait_until_finished()
+    attempts = database.rows("SELECT llm, input_tokens, output_tokens, usage_estimated FROM attempts ORDER BY llm")
+    assert [tuple(row.values()) for row in attempts] == [
+        ("gone", 0, 0, False),
+        ("keyless", 0, 0, False),
+        ("silent", most_tokens(["prompt"]), 16, True),
+    ]
+    booked = database.one("SELECT input_tokens, output_tokens FROM ledger_entries")
+    assert tuple(booked.values()) == (most_tokens(["prompt"]), 16)
+    messages = database.rows("SELECT error ->> 'message' AS said FROM jobs ORDER BY route")
+    assert [row["said"] for row in messages] == [
+        "the provider cannot be reached",
+        "the provider is not set up here",
+        "no answer within 1 s",
+    ]
+    logs = "".join(log.read_text(errors="replace") for log in stack.directory.glob("*.log"))
+    assert "no-such-key" in logs
+    assert "Connect call failed" in logs
+
+
+def test_hostile_schemas_of_one_tenant_neither_delay_anothers_answer_nor_close_an_llm(
+    stack: Stack, database: Database
+) -> None:
+    """Twenty answers of one tenant that nobody can check, and another's that waits behind at most a few of them."""
+    answers = {"mock": {"output": '{"age": 7}', "input_tokens": 10, "output_tokens": 5}, "timeout_s": 1}
+    stack.catalog({"llm": answers}, breaker={"min_calls": 4})
+    stack.relay()
+    stack.worker(concurrency=30)
+    neighbour = new_id()
+    database.rows("INSERT INTO tenants (id, name) VALUES (%s, 'neighbour')", neighbour)
+    asked = {"messages": [{"role": "user", "content": "who?"}], "max_tokens": 16}
+    for number in range(20):
+        schema = {"type": "json_schema", "json_schema": {"schema": hostile(number)}}
+        database.submit(["x"], route=["llm"], request={**asked, "response_format": schema})
+    honest = [
+        *database.submit(["x"] * 3, route=["llm"], request={**asked, "response_format": FORM}, tenant_id=neighbour)
+    ]
+    stack.wake()
+    database.wait_until_finished()
+    ended = database.rows("SELECT id, tenant_id, status, error, attempt_count FROM jobs ORDER BY finished_at")
+    for job in ended:
+        if job["tenant_id"] == neighbour:
+            assert (job["status"], job["attempt_count"]) == ("completed", 1)
+        else:
+            assert job["error"]["code"] == "provider_rejected"
+            assert "JSON Schema cannot be used" in job["error"]["message"]
+    places = [place for place, job in enumerate(ended) if job["id"] in honest]
+    assert len(places) == 3
+    assert places[0] <= 2 * CHECKERS
+    assert database.value("SELECT count(*) FROM attempts WHERE outcome = 'snoozed'") == 0

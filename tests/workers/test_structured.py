@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from models.pricing import Usage
-from workers.checking import Checker
+from models.tokens import REPAIR_OVERHEAD, most_tokens
+from workers import checking
+from workers.checking import CHECKERS, FORGET_S, Checker, Verdict, _Refused
+from workers.children import Cause, ChildFailed
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
+from workers.providers.transcript import most_input_tokens
 from workers.structured import generate_checked
 
 OBJECT = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
@@ -37,6 +41,10 @@ class Scripted:
         """Nothing to free."""
 
 
+async def checked(provider: Scripted, request: GenerationRequest, meter: Meter, checker: Checker) -> Generation:
+    return await generate_checked(lambda asked: provider.generate(asked, meter), request, meter, checker)
+
+
 def answer(provider: Scripted, response_format: dict[str, Any] | None, meter: Meter | None = None) -> Generation:
     """What comes of one request."""
 
@@ -44,7 +52,7 @@ def answer(provider: Scripted, response_format: dict[str, Any] | None, meter: Me
         checker = Checker()
         request = GenerationRequest([{"role": "user", "content": "how old?"}], 9, response_format=response_format)
         try:
-            return await generate_checked(provider, request, meter or Meter(), checker)
+            return await checked(provider, request, meter or Meter(), checker)
         finally:
             await checker.close()
 
@@ -143,13 +151,13 @@ def test_a_pattern_that_hangs_others_is_checked_in_time() -> None:
     assert time.monotonic() - started < 3  # for ever, elsewhere
 
 
-def test_a_schema_that_asks_for_endless_work_is_stopped_and_the_next_check_works(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def hostile(number: int = 0) -> dict[str, Any]:
+    """A schema of a few lines whose check takes longer than anybody waits; one of many such."""
     doubling = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
-    hostile = form({"$defs": {**doubling, "d40": {"type": "integer"}}, "$ref": "#/$defs/d0"})
-    monkeypatch.setattr("workers.checking.CHECK_TIMEOUT_S", 1.0)
+    return {"title": str(number), "$defs": {**doubling, "d40": {"type": "integer"}}, "$ref": "#/$defs/d0"}
 
+
+def test_a_schema_that_asks_for_endless_work_is_stopped_and_the_next_check_works() -> None:
     async def main() -> None:
         checker, ticks = Checker(), 0
 
@@ -160,30 +168,117 @@ def test_a_schema_that_asks_for_endless_work_is_stopped_and_the_next_check_works
                 ticks += 1
 
         counting = asyncio.create_task(count())
-        request = GenerationRequest([{"role": "user", "content": "x"}], 9, response_format=hostile)
+        request = GenerationRequest([{"role": "user", "content": "x"}], 9, response_format=form(hostile()))
         with pytest.raises(ProviderError, match="takes more than"):
-            await generate_checked(Scripted('"x"'), request, Meter(), checker)
+            await checked(Scripted('"x"'), request, Meter(), checker)
         assert ticks > 20  # the event loop, and with it every other job, went on
         counting.cancel()
         fine = GenerationRequest([{"role": "user", "content": "x"}], 9, response_format=form(OBJECT))
-        assert (await generate_checked(Scripted('{"age": 1}'), fine, Meter(), checker)).text == '{"age": 1}'
+        assert (await checked(Scripted('{"age": 1}'), fine, Meter(), checker)).text == '{"age": 1}'
         await checker.close()
 
     asyncio.run(main())
+
+
+def test_twenty_hostile_schemas_of_one_tenant_delay_anothers_check_by_one_limit() -> None:
+    async def main() -> None:
+        checker, ended, first = Checker(), 0, asyncio.Event()
+
+        async def attack(number: int) -> None:
+            nonlocal ended
+            assert not (await checker.check("a", hostile(number), '"x"')).usable
+            ended += 1
+            first.set()
+
+        attacks = [asyncio.create_task(attack(number)) for number in range(20)]
+        await first.wait()
+        before = ended
+        assert await checker.check("b", OBJECT, '{"age": 7}') == Verdict(True, [])
+        assert ended - before <= CHECKERS  # at most those that were being checked
+        assert ended < len(attacks)
+        for task in attacks:
+            task.cancel()
+        await checker.close()
+
+    asyncio.run(main())
+
+
+class Lost:
+    """Children that all fail."""
+
+    def __init__(self, cause: Cause) -> None:
+        self.asked: list[object] = []
+        self._cause = cause
+
+    async def ask(self, tenant: object, _question: bytes, *, timeout_s: float) -> bytes:
+        self.asked.append(tenant)
+        raise ChildFailed(self._cause)
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+def test_a_schema_that_could_not_be_checked_is_refused_to_its_tenant_without_another_look() -> None:
+    async def main() -> list[object]:
+        checker, now = Checker(), 0.0
+        checker._children = lost = Lost(Cause.TIME)  # type: ignore[assignment]  # a stand-in
+        checker._refused = _Refused(lambda: now)
+        for tenant in ("a", "a", "b", "a"):
+            assert not (await checker.check(tenant, OBJECT, "{}")).usable
+        now = FORGET_S
+        await checker.check("a", OBJECT, "{}")
+        return lost.asked
+
+    assert asyncio.run(main()) == ["a", "b", "a"]
+
+
+def test_what_is_remembered_of_schemas_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "MOST_REMEMBERED", 10)
+    refused = _Refused(time.monotonic)
+    for number in range(100):
+        refused.add(number)
+    assert [number for number in range(100) if number in refused] == list(range(90, 100))
+
+
+def test_a_checker_that_cannot_start_says_nothing_of_the_schema() -> None:
+    async def main() -> None:
+        checker = Checker()
+        checker._children = Lost(Cause.START)  # type: ignore[assignment]  # a stand-in
+        request = GenerationRequest([{"role": "user", "content": "x"}], 9, response_format=form(OBJECT))
+        with pytest.raises(ProviderError) as caught:
+            await checked(Scripted(), request, Meter(), checker)
+        assert caught.value.failure.retryable
+        assert caught.value.here
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("schema", [{"maximum": 10**30}, {"description": "\ud800"}])
+def test_a_schema_that_json_cannot_carry_is_refused(schema: dict[str, Any]) -> None:
+    assert "JSON Schema cannot be used" in refusal(Scripted(), form(schema))
 
 
 def test_a_cancelled_check_leaves_nothing_of_its_answer_to_the_next() -> None:
     async def main() -> None:
         checker = Checker()
-        asking = asyncio.create_task(checker.check({"type": "nonsense"}))
+        asking = asyncio.create_task(checker.check("a", {"type": "nonsense"}))
         await asyncio.sleep(0.01)
         asking.cancel()
         await asyncio.wait({asking})
         assert asking.cancelled()
-        assert (await checker.check(OBJECT)).usable
+        assert (await checker.check("a", OBJECT)).usable
         await checker.close()
 
     asyncio.run(main())
+
+
+def test_a_correction_is_estimated_as_it_was_reserved() -> None:
+    """The first answer is in its prompt, with as many tokens as it had, however many bytes those are."""
+    provider = Scripted("x" * 5000, '{"age": 7}')
+    answer(provider, form(OBJECT))
+    prompt = most_tokens(["how old?"])
+    assert most_input_tokens(provider.requests[0]) == prompt
+    assert most_input_tokens(provider.requests[1]) <= prompt + 9 + REPAIR_OVERHEAD
 
 
 def test_an_answer_never_has_a_character_that_postgres_refuses() -> None:

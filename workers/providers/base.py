@@ -11,7 +11,11 @@ from models.pricing import Usage
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to generate, in OpenAI's terms; None leaves a choice to the provider."""
+    """What to generate, in OpenAI's terms; None leaves a choice to the provider.
+
+    ``tenant``: whose turn the work is where tenants rotate. ``most_input_tokens``: a bound of the prompt, where one is
+    known that is lower than the texts' own (:mod:`models.tokens`).
+    """
 
     messages: list[dict[str, str]]
     max_tokens: int
@@ -25,7 +29,7 @@ class GenerationRequest:
     seed: int | None = None
     response_format: dict[str, Any] | None = None  # Any: a JSON Schema of the caller's
     tenant: str = ""
-    """Whose request it is: where requests of several tenants wait in this process, tenants rotate."""
+    most_input_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Meter:
         self.reasoning_tokens = 0
         self.estimated = False
         self.first_token_at: float | None = None
+        self.last_output_at: float | None = None
         self._earlier = Usage()
 
     @property
@@ -81,6 +86,7 @@ class Meter:
         self._earlier = self.usage
         self.input_tokens = self.output_tokens = self.cached_input_tokens = self.reasoning_tokens = 0
         self.estimated = False
+        self.last_output_at = None
 
     def write(self, text: str) -> None:
         """Hand on a piece of the answer; from the event loop's thread."""
@@ -88,26 +94,46 @@ class Meter:
             self.on_text(storable)
 
     def mark_first_token(self, at: float | None = None) -> None:
-        """Note the time of the first output, now if not given; later calls change nothing."""
+        """Note the time of an answer's text, now if not given; only the first call of an attempt sets the first."""
+        self.last_output_at = monotonic() if at is None else at
         if self.first_token_at is None:
-            self.first_token_at = monotonic() if at is None else at
+            self.first_token_at = self.last_output_at
+
+    def mark_output(self) -> None:
+        """Note that output of any kind came now: reasoning is work too, though no text of the answer."""
+        self.last_output_at = monotonic()
+
+    def silent_s(self, since: float) -> float:
+        """For how many seconds nothing has come, in a call made at ``since``."""
+        return monotonic() - (since if self.last_output_at is None else self.last_output_at)
 
 
 class ProviderError(Exception):
     """A provider could not answer; carries why, as data.
 
-    ``here``: the reason lies in this process, such as its memory, and says nothing of the LLM on other workers.
+    The failure's message is for tenants: it names no address, path, host or environment variable. ``detail`` has those,
+    for the log alone. ``here``: the reason lies in this process, such as its memory, and says nothing of the LLM on
+    other workers.
     """
 
-    def __init__(self, failure: JobFailure, *, here: bool = False) -> None:
+    def __init__(self, failure: JobFailure, *, detail: str = "", here: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.detail = detail
         self.here = here
 
     @classmethod
-    def of(cls, code: FailureCode, message: str, retry_after_s: float | None = None) -> "ProviderError":
+    def of(
+        cls,
+        code: FailureCode,
+        message: str,
+        retry_after_s: float | None = None,
+        *,
+        detail: str = "",
+        here: bool = False,
+    ) -> "ProviderError":
         """An error with a code of the taxonomy."""
-        return cls(JobFailure(code, message, retry_after_s))
+        return cls(JobFailure(code, message, retry_after_s), detail=detail, here=here)
 
 
 class Provider(Protocol):

@@ -17,6 +17,7 @@ from workers.providers.base import ProviderError
 
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 500
+_MAX_SAID = 1000
 _MAX_RETRY_AFTER_S = 86_400.0
 
 _OF_STATUS = {
@@ -61,6 +62,28 @@ _CONTEXT_MESSAGE = re.compile(
     r"|longer than the maximum model length",  # vLLM
     re.IGNORECASE,
 )
+_ABOUT_THE_REQUEST = frozenset(
+    {FailureCode.PROVIDER_REJECTED, FailureCode.CONTEXT_LENGTH_EXCEEDED, FailureCode.CONTENT_FILTERED}
+)
+"""Of these a tenant reads what the provider said. Other errors are between the provider and the operator."""
+
+_PUBLIC = {
+    FailureCode.PROVIDER_AUTH: "the provider does not accept this platform's access to it",
+    FailureCode.RATE_LIMITED: "the provider's rate limit is reached",
+    FailureCode.TIMEOUT: "the provider reported a time-out",
+    FailureCode.OVERLOADED: "the provider failed or is overloaded",
+}
+
+_PLACE = re.compile(
+    r"""\b[a-z][a-z0-9+.-]*://[^\s'"<>)]+"""  # a URL
+    r"""|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"""  # an IPv4 address
+    r"""|\[?(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{1,4}\b\]?(?::\d+)?"""  # an IPv6 address
+    r"""|(?<![\w.-])(?=[\w.-]*[a-z])[\w-]+(?:\.[\w-]+)*:\d{4,5}\b"""  # a host and its port
+    r"""|\bhost=['"]?[^\s'",)]+|\blocalhost\b"""  # a host as an error of a library names it
+    r"""|(?<![\w.-])[\w-]+(?:\.[\w-]+)*\.(?:local|internal|intranet|lan|corp|svc)\b"""  # a host of a private network
+    r"""|(?<![\w#])/(?:app|data|etc|home|mnt|models?|opt|proc|root|run|srv|tmp|usr|var|workspace)(?:/[\w.@+-]+)+""",
+    re.IGNORECASE,
+)
 _CREDENTIAL = re.compile(
     r"""(?i)(\bbearer\s+)[^\s'",;}<]{8,}"""
     r"""|((?:x-api-key|authorization)['"]?\s*[:=]\s*['"]?)(?!bearer\b)[^\s'",;}<]+"""
@@ -80,14 +103,14 @@ def failure_of_status(status: int, headers: Mapping[str, str], body: bytes) -> P
     """The error that an answer without success means."""
     complaint = read_complaint(body)
     code = _code(complaint, status)
-    return ProviderError.of(code, f"HTTP {status}: {complaint.message}", retry_after(headers))
+    return _error(code, f"HTTP {status}", complaint.message, retry_after(headers))
 
 
 def failure_of_event(error: object) -> ProviderError:
     """The error that an error object within a successful answer means."""
     complaint = _complaint(error)
     code = _code(complaint, complaint.status or 500)
-    return ProviderError.of(code, f"the provider broke off: {complaint.message}")
+    return _error(code, "the provider broke off", complaint.message)
 
 
 def read_complaint(body: bytes) -> Complaint:
@@ -119,11 +142,32 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def scrubbed(error: ProviderError, key: str | None) -> ProviderError:
     """The same error without the key, which a server may have echoed, and no longer than a message should be."""
-    message = error.failure.message
+    failure = error.failure
+    return ProviderError.of(
+        failure.code,
+        _without_key(failure.message, key),
+        failure.retry_after_s,
+        detail=_without_key(error.detail, key),
+        here=error.here,
+    )
+
+
+def without_places(message: str) -> str:
+    """A message without the addresses, hosts and file paths in it."""
+    return _PLACE.sub("(...)", message)
+
+
+def _error(code: FailureCode, what: str, said: str, retry_after_s: float | None = None) -> ProviderError:
+    """The error of what a provider said, of which tenants see what is about their request."""
+    if code in _ABOUT_THE_REQUEST:
+        return ProviderError.of(code, f"{what}: {without_places(said[:_MAX_SAID])}", retry_after_s)
+    return ProviderError.of(code, f"{_PUBLIC[code]} ({what})", retry_after_s, detail=said)
+
+
+def _without_key(text: str, key: str | None) -> str:
     for form in (key, quote(key, safe=""), escape(key)) if key else ():
-        message = message.replace(form, "***")
-    message = _CREDENTIAL.sub(r"\1\2***", message)[:_MAX_MESSAGE]
-    return ProviderError.of(error.failure.code, message.replace("\0", ""), error.failure.retry_after_s)
+        text = text.replace(form, "***")
+    return _CREDENTIAL.sub(r"\1\2***", text)[:_MAX_MESSAGE].replace("\0", "")
 
 
 def _complaint(error: Any) -> Complaint:  # Any: a provider's JSON

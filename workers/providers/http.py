@@ -40,6 +40,35 @@ class Limits:
     total_s: float
 
 
+class Sending:
+    """A request's body on its way, as httpcore reads it; afterwards it says whether the call may have cost something.
+
+    A provider may charge for what it has received, unless it answered with an error.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._pieces = [body]
+        self._is_sent = False
+        self._is_refused = False
+
+    @property
+    def may_cost(self) -> bool:
+        return self._is_sent and not self._is_refused
+
+    def refuse(self) -> None:
+        """Note that an error was the answer."""
+        self._is_refused = True
+
+    def __aiter__(self) -> "Sending":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._pieces:
+            return self._pieces.pop()
+        self._is_sent = True  # who asks for more has sent what there was
+        raise StopAsyncIteration
+
+
 class Answer:
     """The head of an answer and its body as it comes."""
 
@@ -88,17 +117,20 @@ class Http:
         self._idle: deque[tuple[float, httpcore.AsyncHTTPConnection]] = deque()
 
     @asynccontextmanager
-    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Answer]:
+    async def post(self, path: str, headers: Mapping[str, str], body: bytes, sending: Sending) -> AsyncIterator[Answer]:
         """POST JSON and read the answer; leaving early, by an error or by cancellation, closes the connection at once.
 
-        Raises ProviderError: ``timeout`` when a limit passed, ``connection`` when there is none or it broke.
+        ``sending`` is of this body. Raises ProviderError: ``timeout`` when a limit passed, ``connection`` when there is
+        none or it broke.
         """
         connection = await self._take()
-        request = self._request(path, headers, body)
+        request = self._request(path, headers, len(body), sending)
         try:
             with _provider_errors():
                 async with asyncio.timeout(self._total_s):
                     response = await connection.handle_async_request(request)
+                    if not 200 <= response.status < 300:
+                        sending.refuse()
                     try:
                         yield Answer(response)
                     finally:
@@ -111,16 +143,17 @@ class Http:
         while self._idle:
             await self._idle.popleft()[1].aclose()
 
-    def _request(self, path: str, headers: Mapping[str, str], body: bytes) -> httpcore.Request:
+    def _request(self, path: str, headers: Mapping[str, str], length: int, content: Sending) -> httpcore.Request:
         url = httpcore.URL(
             scheme=self._url.raw_scheme,
             host=self._url.raw_host,
             port=self._url.port,
             target=self._path + path.encode(),
         )
-        own = [(b"host", self._host), (b"content-length", b"%d" % len(body)), *_HEADERS]
+        own = [(b"host", self._host), (b"content-length", b"%d" % length), *_HEADERS]
         added = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return httpcore.Request(b"POST", url, headers=own + added, content=body, extensions={"timeout": self._timeouts})
+        extensions = {"timeout": self._timeouts}
+        return httpcore.Request(b"POST", url, headers=own + added, content=content, extensions=extensions)
 
     async def _take(self) -> httpcore.AsyncHTTPConnection:
         """The connection that was used last, if it is still there, or a new one."""
@@ -221,12 +254,26 @@ def _provider_errors() -> Iterator[None]:
     """Turn what the library and the limits raise into ProviderError."""
     try:
         yield
+    except httpcore.ConnectTimeout as error:
+        raise ProviderError.of(
+            FailureCode.TIMEOUT, "no connection to the provider in time", detail=_say(error)
+        ) from None
     except httpcore.TimeoutException as error:
-        raise ProviderError.of(FailureCode.TIMEOUT, f"no answer in time ({type(error).__name__})") from None
+        raise ProviderError.of(
+            FailureCode.TIMEOUT, "the provider was silent for too long", detail=_say(error)
+        ) from None
     except TimeoutError:
         raise ProviderError.of(FailureCode.TIMEOUT, "no answer in time (the call's total limit)") from None
+    except httpcore.ConnectError as error:
+        raise ProviderError.of(FailureCode.CONNECTION, "the provider cannot be reached", detail=_say(error)) from None
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ConnectionNotAvailable) as error:
-        raise ProviderError.of(FailureCode.CONNECTION, str(error) or type(error).__name__) from None
+        raise ProviderError.of(
+            FailureCode.CONNECTION, "the connection to the provider broke", detail=_say(error)
+        ) from None
+
+
+def _say(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 @cache

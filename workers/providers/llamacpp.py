@@ -44,11 +44,18 @@ class LlamaCppProvider(WithoutEmbeddings):
                     raise
                 return await _answer(ticket, meter)
         except EngineError as error:
-            here = error.code is FailureCode.OVERLOADED
-            raise ProviderError(JobFailure(error.code, str(error), error.retry_after_s), here=here) from None
+            raise _provider_error(error) from None
 
     async def close(self) -> None:
         """The host frees the model."""
+
+
+def _provider_error(error: EngineError) -> ProviderError:
+    """What an engine's error is to tenants: why a model is not served, with its file's path, is the operator's."""
+    here = error.code is FailureCode.OVERLOADED
+    if error.code is FailureCode.INTERNAL:
+        return ProviderError.of(error.code, "the model cannot be run here", detail=str(error))
+    return ProviderError(JobFailure(error.code, str(error), error.retry_after_s), here=here)
 
 
 def _on_text(meter: Meter) -> Callable[[str], None]:

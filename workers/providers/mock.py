@@ -48,6 +48,7 @@ class MockProvider:
         for number, word in enumerate(_WORDS.findall(text)):
             if self._behaviour.word_s:
                 await asyncio.sleep(self._behaviour.word_s)
+            meter.mark_output()
             meter.write(word)
             if self._behaviour.breaks_after_words is not None and number + 1 >= self._behaviour.breaks_after_words:
                 raise ProviderError.of(FailureCode.CONNECTION, "mock: the answer broke off")

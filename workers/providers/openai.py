@@ -11,6 +11,7 @@ from models.errors import FailureCode
 from models.tokens import most_tokens
 from workers.providers.base import Embedding, EmbeddingRequest, GenerationRequest, Meter, ProviderError
 from workers.providers.failures import failure_of_event, scrubbed
+from workers.providers.http import Sending
 from workers.providers.remote import RemoteProvider
 from workers.providers.transcript import Json, Transcript, malformed, mapping
 
@@ -58,12 +59,17 @@ class OpenAIProvider(RemoteProvider):
             "encoding_format": "base64" if request.base64 else "float",
             **({"dimensions": request.dimensions} if request.dimensions is not None else {}),
         }
+        written = orjson.dumps(body)
+        sending = Sending(written)
         try:
-            return _vectors(await self.ask("/embeddings", orjson.dumps(body), key), request, meter)
+            return _vectors(await self.ask("/embeddings", written, key, sending), request, meter)
         except ProviderError as error:
             if error.failure.code is FailureCode.PROVIDER_AUTH:
                 self._key.read_again()
             raise scrubbed(error, key) from None
+        finally:
+            if sending.may_cost and not meter.input_tokens:
+                meter.input_tokens, meter.estimated = most_tokens(request.texts), True
 
     def adapt(self, refusal: str) -> str | None:
         """The change that makes a server of older or newer habits take the request."""

@@ -64,4 +64,5 @@ class Providers:
                 case "mock":
                     return MockProvider(llm)
         except ConfigurationError as error:
-            raise ProviderError.of(FailureCode.PROVIDER_AUTH, str(error)) from None
+            message = "the provider is not set up here"
+            raise ProviderError.of(FailureCode.PROVIDER_AUTH, message, detail=str(error)) from None

@@ -9,7 +9,7 @@ from models.catalog import LLM
 from models.errors import FailureCode
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError, WithoutEmbeddings
 from workers.providers.failures import MAX_ERROR_BYTES, failure_of_status, scrubbed
-from workers.providers.http import MAX_HELD_BYTES, Answer, EventReader, Http, Limits, finish, too_large
+from workers.providers.http import MAX_HELD_BYTES, Answer, EventReader, Http, Limits, Sending, finish, too_large
 from workers.providers.keys import Key
 from workers.providers.transcript import Json, Transcript
 
@@ -29,6 +29,7 @@ class RemoteProvider(WithoutEmbeddings, ABC):
         self._llm = llm
         self._key = Key(llm)
         self._dialect: frozenset[str] = frozenset()
+        self._hides_reasoning = False
         read_s = llm.timeout_s if llm.read_timeout_s is None else llm.read_timeout_s
         self._http = Http(base_url, Limits(llm.connect_timeout_s, read_s, llm.timeout_s))
 
@@ -66,9 +67,9 @@ class RemoteProvider(WithoutEmbeddings, ABC):
         """Close the connections."""
         await self._http.close()
 
-    async def ask(self, path: str, body: bytes, key: str | None) -> bytes:
+    async def ask(self, path: str, body: bytes, key: str | None, sending: Sending) -> bytes:
         """The body that answers a POST, whole; raises ProviderError."""
-        async with self._http.post(path, self.headers(key), body) as answer:
+        async with self._http.post(path, self.headers(key), body, sending) as answer:
             if 200 <= answer.status < 300:
                 return await _rest(b"", answer.chunks())
             raise failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
@@ -77,10 +78,17 @@ class RemoteProvider(WithoutEmbeddings, ABC):
         """The answer, or None when the dialect was changed and the request should be sent again."""
         dialect = self._dialect
         body = _dump(self.to_wire(request, dialect))
-        async with self._http.post(self.path, self.headers(key), body) as answer:
-            if 200 <= answer.status < 300:
-                return await _listen(answer, self.transcript(request, meter))
-            error = failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
+        sending, transcript = Sending(body), self.transcript(request, meter)
+        transcript.hides_reasoning = self._hides_reasoning
+        try:
+            async with self._http.post(self.path, self.headers(key), body, sending) as answer:
+                if 200 <= answer.status < 300:
+                    return await _listen(answer, transcript)
+                error = failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
+        finally:
+            if sending.may_cost:
+                transcript.settle()
+            self._hides_reasoning = transcript.hides_reasoning
         was_rejected = error.failure.code is FailureCode.PROVIDER_REJECTED and answer.status in {400, 422}
         change = self.adapt(error.failure.message) if was_rejected else None
         if change is None or change in dialect:
@@ -97,17 +105,16 @@ def _dump(body: Json) -> bytes:
 
 
 async def _listen(answer: Answer, transcript: Transcript) -> Generation:
-    refused = False
     try:
         await _read(answer, transcript)
+        if transcript.is_empty and not transcript.ended:
+            transcript.refuse()  # an empty body, a page of HTML: whole, and no answer
     except ProviderError as error:
+        if error.failure.code not in {FailureCode.TIMEOUT, FailureCode.CONNECTION}:
+            transcript.refuse()
         # An answer that is complete is not thrown away for how its connection ended.
         if transcript.finish_reason is None or error.failure.code is not FailureCode.CONNECTION:
-            refused = transcript.is_empty and error.failure.code not in {FailureCode.TIMEOUT, FailureCode.CONNECTION}
             raise
-    finally:
-        if not refused:
-            transcript.settle()
     return transcript.generation()
 
 

@@ -11,17 +11,22 @@ from workers.providers.http import MAX_HELD_BYTES, too_large
 Json = dict[str, Any]  # Any: a provider's JSON, read defensively
 
 BYTES_PER_TOKEN = 3
-"""For output that the provider did not count: English has 4 bytes to a token, so this errs on the dear side."""
+"""For output that the provider did not count: English has 4 bytes to a token, so this estimates too much."""
 
 _MAX_COUNT = 2**31 - 1
 
 
 class Transcript:
-    """Collects one answer; a provider's own one translates its events into these calls."""
+    """Collects one answer; a provider's own one translates its events into these calls.
+
+    ``hides_reasoning``: the LLM is known to reason, at a price, without showing it.
+    """
 
     def __init__(self, request: GenerationRequest, meter: Meter) -> None:
         self.finish_reason: str | None = None
         self.ended = False
+        self.hides_reasoning = False
+        self._is_refused = False
         self._request = request
         self._meter = meter
         self._texts: list[str] = []
@@ -66,17 +71,39 @@ class Transcript:
             self._counted_output = True
             self._meter.output_tokens = count
             self._meter.reasoning_tokens = min(_count(reasoning) or 0, count)
+            if self._meter.reasoning_tokens and not self._reasoning_bytes:
+                self.hides_reasoning = True
+
+    def refuse(self) -> None:
+        """Note that an error ended the answer, or came in its place."""
+        self._is_refused = True
 
     def settle(self) -> None:
-        """Estimate from above what the provider did not count: it may have broken off before its count."""
+        """Estimate from above what the provider did not count, once it has the request.
+
+        An error in place of an answer is not charged. Output that came is estimated by its size. Where the answer was
+        cut off, by a time limit, a broken connection or a cancellation, before anything of it came, or where
+        reasoning is hidden, nobody knows what was made: then it is the most that was asked for. None of it is more
+        than the job reserved for the call.
+        """
+        if self._is_refused and self.is_empty:
+            return
+        if self._pieces and not self._meter.output_tokens:
+            self._counted_output = False  # zeros beside output are no count
+        if self._pieces and not self._meter.input_tokens:
+            self._counted_input = False
         if not self._counted_input:
-            texts = [message["content"] for message in self._request.messages]
-            self._meter.input_tokens = min(most_tokens(texts), _MAX_COUNT)
+            self._meter.input_tokens = min(most_input_tokens(self._request), _MAX_COUNT)
         if not self._counted_output:
-            size = self._reasoning_bytes + len("".join(self._texts).encode("utf-8", "replace"))
-            estimate = max(self._pieces, -(-size // BYTES_PER_TOKEN))
-            self._meter.output_tokens = min(estimate, self._request.max_tokens)
+            self._meter.output_tokens = min(self._most_output(), self._request.max_tokens)
         self._meter.estimated = not (self._counted_input and self._counted_output)
+
+    def _most_output(self) -> int:
+        is_cut_off = not (self._is_refused or self.ended or self.finish_reason is not None)
+        if is_cut_off and (self.hides_reasoning or not self._pieces):
+            return self._request.max_tokens
+        size = self._reasoning_bytes + len("".join(self._texts).encode("utf-8", "replace"))
+        return max(self._pieces, -(-size // BYTES_PER_TOKEN))
 
     @property
     def is_empty(self) -> bool:
@@ -94,10 +121,17 @@ class Transcript:
         return Generation("".join(self._texts), "length" if self.finish_reason == "length" else "stop")
 
     def _grow(self, text: str) -> None:
+        self._meter.mark_output()
         self._pieces += 1
         self._characters += len(text)
         if self._characters > MAX_HELD_BYTES:
             raise too_large()
+
+
+def most_input_tokens(request: GenerationRequest) -> int:
+    """More tokens than the prompt of a request can have."""
+    most = most_tokens(message["content"] for message in request.messages)
+    return most if request.most_input_tokens is None else min(most, request.most_input_tokens)
 
 
 def malformed(why: str) -> ProviderError:

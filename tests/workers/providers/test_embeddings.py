@@ -60,6 +60,27 @@ def test_what_the_server_does_not_count_is_estimated_from_above() -> None:
     assert meter.usage == Usage(most_tokens(TEXTS.texts), 0, estimated=True)
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_vectors_that_may_have_been_charged_are_booked_as_an_estimate(status: int) -> None:
+    _, meter, _ = embed(status, b"not JSON")
+    assert meter.usage == (Usage(most_tokens(TEXTS.texts), 0, estimated=True) if status == 200 else Usage())
+
+
+def test_vectors_that_did_not_come_in_time_are_booked_as_an_estimate() -> None:
+    async def handler(_: Call) -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> Meter:
+        async with serve(handler) as server:
+            provider, meter = OpenAIProvider(llm("openai", server.url, embeddings=True, timeout_s=0.2)), Meter()
+            with pytest.raises(ProviderError):
+                await provider.embed(TEXTS, meter)
+            await provider.close()
+            return meter
+
+    assert asyncio.run(main()).usage == Usage(most_tokens(TEXTS.texts), 0, estimated=True)
+
+
 @pytest.mark.parametrize(
     ("status", "answer", "code"),
     [

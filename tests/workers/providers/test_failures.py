@@ -14,12 +14,14 @@ from time import time
 import pytest
 
 from models.errors import FailureCode
-from tests.workers.providers.calling import call
-from tests.workers.providers.scripted import Call
-from tests.workers.providers.test_anthropic import START, closing
-from tests.workers.providers.test_openai import piece
-from workers.providers.base import ProviderError
-from workers.providers.failures import retry_after, scrubbed
+from models.pricing import Usage
+from models.tokens import most_tokens
+from tests.workers.providers.calling import PROVIDERS, REQUEST, call, llm
+from tests.workers.providers.scripted import Call, serve
+from tests.workers.providers.test_anthropic import START, closing, delta
+from tests.workers.providers.test_openai import USAGE, piece
+from workers.providers.base import Meter, ProviderError
+from workers.providers.failures import retry_after, scrubbed, without_places
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "providers.md"
 
@@ -69,6 +71,11 @@ async def hangs(call: Call) -> None:
 
 async def drops(call: Call) -> None:
     call.drop()
+
+
+async def fails_without_end(call: Call) -> None:
+    await call.send(b"HTTP/1.1 503 X\r\ncontent-length: 9\r\n\r\n")
+    await asyncio.sleep(60)
 
 
 async def malformed_event(call: Call) -> None:
@@ -236,3 +243,123 @@ def test_a_key_is_taken_out_of_an_error(echo: str) -> None:
     assert "someone" not in message
     assert "another" not in message
     assert "***" in message
+
+
+PROMPT = most_tokens(["hi"])
+WORST = Usage(PROMPT, REQUEST.max_tokens, estimated=True)
+CHARGED: dict[str, tuple[Row, Usage]] = {
+    "silent before the head": (Row(hangs, "timeout", timeout_s=0.2), WORST),
+    "cut off before the head": (Row(drops, "connection"), WORST),
+    "silent after the head": (Row(streams(then="hang"), "timeout", timeout_s=0.2), WORST),
+    "cut off after the head": (Row(streams(then="drop"), "connection"), WORST),
+    "cut off after its input was counted": (
+        Row(streams(START, then="drop"), "connection", provider="anthropic"),
+        Usage(60, REQUEST.max_tokens, cached_input_tokens=30, estimated=True),
+    ),
+    "cut off in its text": (
+        Row(streams(START, delta("text_delta", text="hello world"), then="drop"), "connection", provider="anthropic"),
+        Usage(60, 4, cached_input_tokens=30, estimated=True),
+    ),
+    "an error instead of an answer": (Row(says(500, "oops"), "overloaded"), Usage()),
+    "an error event instead of output": (Row(streams(error("slow down", code=429)), "rate_limited"), Usage()),
+    "an empty body": (Row(says(200), "overloaded"), Usage()),
+    "a page of HTML": (Row(says(200, "<html>welcome</html>"), "overloaded"), Usage()),
+    "a refusal": (Row(says(400, error("bad")), "provider_rejected"), Usage()),
+    "an error whose body never ends": (
+        Row(fails_without_end, "timeout", timeout_s=0.2),
+        Usage(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHARGED)
+def test_a_call_that_may_have_been_charged_without_our_knowing_is_booked_as_its_worst_case(name: str) -> None:
+    row, usage = CHARGED[name]
+    outcome = call(row.provider, row.handler, timeout_s=row.timeout_s)
+    assert outcome.error.failure.code == row.code
+    assert outcome.meter.usage == usage
+
+
+def test_a_call_whose_request_was_never_sent_costs_nothing() -> None:
+    with closing_socket(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+
+    outcome = call("openai", hangs, base_url=f"http://127.0.0.1:{port}")
+    assert outcome.error.failure.code == "connection"
+    assert outcome.meter.usage == Usage()
+
+
+def test_hidden_reasoning_that_was_cut_off_is_booked_as_all_that_was_asked_for() -> None:
+    """An LLM that was seen to reason without showing it may have reasoned before a text that broke off."""
+    meters, seen = [Meter(), Meter()], []
+
+    async def handler(call: Call) -> None:
+        seen.append(call)
+        await call.begin()
+        await call.event(piece("hello"))
+        if len(seen) == 1:
+            await call.event({**piece(reason="stop"), "usage": USAGE})
+            await call.end()
+        call.drop()
+
+    async def main() -> None:
+        async with serve(handler) as server:
+            provider = PROVIDERS["openai"](llm("openai", server.url))
+            await provider.generate(REQUEST, meters[0])
+            with pytest.raises(ProviderError):
+                await provider.generate(REQUEST, meters[1])
+            await provider.close()
+
+    asyncio.run(main())
+    assert not meters[0].usage.estimated
+    assert meters[0].usage.reasoning_tokens
+    assert meters[1].usage == WORST
+
+
+PLACES = [
+    "upstream connect error 10.0.0.5:8000 reset",
+    "cannot reach http://vllm.internal:8000/v1/chat/completions",
+    "Connect call failed ('192.168.4.7', 443)",
+    "no route to [fd00::12]:8000",
+    "getaddrinfo failed for gpu-box-3.cluster.local",
+    "host gpu7:8000 is down",
+    "the file /models/llama/weights-00001.gguf is missing",
+    "see /home/operator/secrets/key.txt",
+    "nothing listens at localhost",
+    "HTTPConnectionPool(host='reranker', port=8080): Max retries exceeded",
+    "[ERROR: [Errno 28] No space left on device: '/app/backend/uploads/a.wav']",
+]
+
+
+@pytest.mark.parametrize("said", PLACES)
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+def test_tenants_see_no_address_host_or_path_that_a_provider_names(said: str, status: int) -> None:
+    message = call("openai", says(status, error(said))).error.failure.message
+    for secret in (
+        "10.0",
+        "192.168",
+        "fd00",
+        "vllm",
+        "cluster",
+        "gpu7",
+        "models",
+        "operator",
+        "localhost",
+        "reranker",
+        "backend",
+    ):
+        assert secret not in message
+
+
+def test_what_a_provider_says_of_the_request_is_kept() -> None:
+    message = "messages.3.content: $.items[0] must be a string, at 12:30 of 2026-11-27, see #/properties/a/b, 1.5 > 1.0"
+    assert without_places(message) == message
+    assert message in call("openai", says(400, error(message))).error.failure.message
+
+
+def test_a_connection_that_fails_names_its_address_to_the_log_alone() -> None:
+    with closing_socket(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    caught = call("openai", hangs, base_url=f"http://127.0.0.1:{port}").error
+    assert caught.failure.message == "the provider cannot be reached"
+    assert str(port) in caught.detail

@@ -104,6 +104,12 @@ def test_a_stream_without_a_count_is_estimated_from_above_and_marked() -> None:
     assert usage == Usage(most_tokens(["hi"]), 4, estimated=True)
 
 
+def test_zeros_beside_an_answer_are_no_count() -> None:
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    usage = call("openai", lambda call: call.answer(200, json.dumps({**WHOLE, "usage": zeros}).encode())).meter.usage
+    assert usage == Usage(most_tokens(["hi"]), 2, estimated=True)
+
+
 def test_an_estimate_of_the_output_is_never_above_what_was_allowed() -> None:
     async def answer(call: Call) -> None:
         await call.begin()
