@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Numeric, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, PrimaryId, Usd
+from models.base import Base, Cost, PrimaryId, Usd
 
 
 class Budget(Base):
@@ -50,8 +50,8 @@ class BudgetPeriod(Base):
     budget_id: Mapped[UUID] = mapped_column(ForeignKey("budgets.id", ondelete="CASCADE"))
     period_start: Mapped[datetime]
     limit_usd: Mapped[Usd]
-    spent_usd: Mapped[Usd] = mapped_column(server_default="0")
-    reserved_usd: Mapped[Usd] = mapped_column(server_default="0")
+    spent_usd: Mapped[Cost] = mapped_column(server_default="0")
+    reserved_usd: Mapped[Cost] = mapped_column(server_default="0")
 
 
 class BudgetMovement(Base):
@@ -65,8 +65,8 @@ class BudgetMovement(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     period_id: Mapped[int] = mapped_column(BigInteger, index=True)
-    reserved_delta: Mapped[Usd]
-    spent_delta: Mapped[Usd]
+    reserved_delta: Mapped[Cost]
+    spent_delta: Mapped[Cost]
 
 
 PERIOD_START = """CASE b."window" WHEN 'day' THEN date_trunc('day', now(), 'UTC')

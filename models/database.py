@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
 
+
 class DatabaseFailure(StrEnum):
     """What an error of Postgres means for whoever ran the statement; :func:`classify` decides."""
 
@@ -175,6 +176,16 @@ def classify(error: BaseException) -> DatabaseFailure | None:
     # Without a SQLSTATE the server said nothing: the connection could not be made, or it broke.
     broken = error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError)
     return DatabaseFailure.AWAY if broken else DatabaseFailure.REFUSED
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error for a log: of Postgres's its SQLSTATE and message, never its details, which have pieces
+    of rows."""
+    diagnosis = getattr(getattr(error, "orig", None), "diag", None)
+    message = getattr(diagnosis, "message_primary", None)
+    if message is not None:
+        return f"{getattr(diagnosis, 'sqlstate', None)}: {message}"
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 SELECT_REVISION = text("SELECT version_num FROM alembic_version")
