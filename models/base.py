@@ -27,6 +27,11 @@ Cost = Annotated[Decimal, mapped_column(Numeric())]
 """What something cost, with all the digits that it has: tokens times millionths of a USD per million, so twelve."""
 
 
+def usd_text(amount: str) -> str:
+    """SQL: an amount as :func:`models.pricing.as_wire` writes it: with six decimals, or more where it has more."""
+    return f"round({amount}, greatest(6, scale(trim_scale({amount}))))::text"
+
+
 class Base(DeclarativeBase):
     """Parent of the tables; times carry their zone, dictionaries are JSONB."""
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Numeric, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Cost, PrimaryId, Usd
+from models.base import Base, Cost, PrimaryId, Usd, usd_text
 
 
 class Budget(Base):
@@ -115,8 +115,8 @@ def raised(event: str, condition: str, source: str = "balance") -> str:
         SELECT gen_random_uuid(), b.tenant_id, '{event}',
                jsonb_build_object('budget_id', 'budget_' || replace(b.id::text, '-', ''), 'scope', b.scope,
                    'subject', b.subject, 'window', b."window", 'period_start', p.period_start,
-                   'limit_usd', p.limit_usd::text, 'spent_usd', p.spent_usd::text,
-                   'reserved_usd', p.reserved_usd::text, 'alert_at', b.alert_at),
+                   'limit_usd', p.limit_usd::text, 'spent_usd', {usd_text("p.spent_usd")},
+                   'reserved_usd', {usd_text("p.reserved_usd")}, 'alert_at', b.alert_at),
                '{event}:' || p.id || ':' || p.limit_usd
         FROM {source} p JOIN budgets b ON b.id = p.budget_id
         WHERE {condition}

@@ -7,6 +7,7 @@ answer (``same_as``) used nothing and cost nothing.
 
 from sqlalchemy import TextClause, text
 
+from models.base import usd_text
 from models.errors import STATUS_OF_FAILURE
 
 _STATUS_CODE = (
@@ -45,9 +46,7 @@ SELECT_ANSWER = text(f"""
 """)
 """The answer of a tenant's completed job as OpenAI's clients expect it."""
 
-_COST = """CASE WHEN j.cost_rest_usd IS NULL THEN coalesce(j.cost_usd, 0)::numeric(18, 6)
-                ELSE trim_scale(j.cost_usd + j.cost_rest_usd) END::text"""
-"""SQL: the cost of a job ``j`` as ``models.pricing.as_wire`` writes it; six decimals unless it has more."""
+_COST = usd_text("(coalesce(j.cost_usd, 0) + coalesce(j.cost_rest_usd, 0))")
 
 # Each row's job is looked up by itself (LIMIT): a join planned as a whole would read the batch for every page of it.
 _ANSWERS = f"""
