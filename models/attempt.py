@@ -125,7 +125,7 @@ FINISH = text(f"""
         FROM done d JOIN jobs j ON j.id = d.job_id
         ORDER BY j.id
         FOR UPDATE OF j
-    ), closed AS (
+    ), reported AS (
         UPDATE attempts a
         SET outcome = coalesce(a.outcome, v.outcome), error = coalesce(a.error, v.error), finished_at = now(),
             duration_ms = v.duration_ms, time_to_first_token_ms = v.time_to_first_token_ms,
@@ -137,15 +137,11 @@ FINISH = text(f"""
             estimated_output_tokens = CASE WHEN a.usage_estimated THEN a.output_tokens END,
             estimated_usd = CASE WHEN a.usage_estimated THEN a.cost_usd END
         FROM verdict v WHERE a.id = v.attempt_id AND a.duration_ms IS NULL
-        RETURNING a.id, a.estimated_usd IS NOT NULL AS corrects,
-                  coalesce(a.estimated_input_tokens, 0)::bigint AS estimated_input_tokens,
-                  coalesce(a.estimated_output_tokens, 0)::bigint AS estimated_output_tokens,
-                  coalesce(a.estimated_usd, 0) AS estimated_usd
-    ), reported AS (
-        SELECT v.*, c.*, v.cost_usd - c.estimated_usd AS added_usd,
-               v.input_tokens - c.estimated_input_tokens AS added_input_tokens,
-               v.output_tokens - c.estimated_output_tokens AS added_output_tokens
-        FROM verdict v JOIN closed c ON c.id = v.attempt_id
+        RETURNING v.*, a.estimated_usd IS NOT NULL AS corrects,
+                  v.cost_usd - coalesce(a.estimated_usd, 0) AS added_usd,
+                  v.input_tokens - coalesce(a.estimated_input_tokens, 0)::bigint AS added_input_tokens,
+                  v.output_tokens - coalesce(a.estimated_output_tokens, 0)::bigint AS added_output_tokens,
+                  a.estimated_usd, a.estimated_input_tokens, a.estimated_output_tokens
     ), booked AS (
         INSERT INTO ledger_entries (attempt_id, job_id, tenant_id, api_key_id, team, end_user, llm, input_tokens,
                                     output_tokens, cached_input_tokens, input_price, output_price,

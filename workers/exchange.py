@@ -139,28 +139,28 @@ class Exchange:
                 await lane.submit(row)
             except Exception as error:  # noqa: BLE001 - sorted by what it means
                 failure = classify(error)
-                tries += 1
                 timeouts += failure is DatabaseFailure.TIMEOUT
                 if failure not in _SHARED_BY_ALL:
                     self._set_apart(report.claim.tenant_id)
                 again = failure in WAITING_HELPS or (failure is DatabaseFailure.TIMEOUT and timeouts < _TIMEOUTS)
+                if failure in _SHARED_BY_ALL:  # the flush has logged it, once for all
+                    await asyncio.sleep(_RETRY_S)
+                    continue
                 what = "report.waits" if again else "report.refused"
                 log.warning(what, job_id=report.claim.job_id.hex, form=form.value, error=describe(error))
                 if not again:
                     return False
-                await asyncio.sleep(min(_RETRY_S * 2 ** min(tries - 1, 8), _RETRY_CAP_S))
+                await asyncio.sleep(min(_RETRY_S * 2 ** min(tries, 8), _RETRY_CAP_S))
+                tries += 1
             else:
                 return True
 
     def _set_apart(self, tenant_id: UUID) -> None:
         """Send what this tenant reports in groups of its own for a while: others do not wait for its bad report."""
-        if tenant_id not in self._apart:
-            # Of those apart a few are sent at a time, first come first served: each tenant has one group in turn.
-            self._apart[tenant_id] = GroupCommit(
-                self._flush_apart,
-                shared_fate=lambda error: classify(error) in _SHARED_BY_ALL,
-                key=lambda row: row["job_id"],
-            )
+        # A few groups of those apart are sent at a time, first come first served, one of each tenant: they rotate.
+        self._apart[tenant_id] = self._apart.get(tenant_id) or GroupCommit(
+            self._flush_apart, shared_fate=_is_away, key=lambda row: row["job_id"]
+        )
 
     async def _snooze(self, report: Report) -> bool:
         """Whether a job that waits for its LLM was put off; if not, its report ends it."""
@@ -168,8 +168,8 @@ class Exchange:
             try:
                 return await self._snoozes.submit(report)
             except Exception as error:  # noqa: BLE001 - sorted by what it means
-                log.warning("snooze.waits", job_id=report.claim.job_id.hex, error=describe(error))
                 if classify(error) not in WAITING_HELPS:
+                    log.warning("snooze.refused", job_id=report.claim.job_id.hex, error=describe(error))
                     return False
             await asyncio.sleep(_RETRY_S)
 
@@ -187,11 +187,16 @@ class Exchange:
     async def _flush_reports(self, rows: Sequence[Row]) -> Sequence[None]:
         costly = [row for row in rows if row["goes_on_budgeted"] and row["cost_usd"]]
         plain = [row for row in rows if not (row["goes_on_budgeted"] and row["cost_usd"])] if costly else rows
-        if plain:
-            params = {"rows": dump_rows(plain), "writer": self.writer}
-            self._announce(await fetch_all(self._engine, FINISH, params))
-        if costly:
-            self._announce(await self._finish_and_top_up(costly))
+        try:
+            if plain:
+                params = {"rows": dump_rows(plain), "writer": self.writer}
+                self._announce(await fetch_all(self._engine, FINISH, params))
+            if costly:
+                self._announce(await self._finish_and_top_up(costly))
+        except Exception as error:
+            if _is_away(error):
+                log.warning("reports.wait", reports=len(rows), error=describe(error))
+            raise
         return [None] * len(rows)
 
     async def _finish_and_top_up(self, rows: Sequence[Row]) -> Sequence[RowMapping]:
@@ -235,9 +240,13 @@ class Exchange:
             self._wakeups.announce(DUE)
 
 
+def _is_away(error: BaseException) -> bool:
+    return classify(error) in _SHARED_BY_ALL
+
+
 def _is_shared(error: BaseException) -> bool:
     """Whether an error of a group would be that of each of its members too."""
-    return classify(error) in _SHARED_BY_ALL or classify(error) is DatabaseFailure.FULL
+    return _is_away(error) or classify(error) is DatabaseFailure.FULL
 
 
 def _to_claim(row: RowMapping) -> Claim:

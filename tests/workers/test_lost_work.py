@@ -79,7 +79,7 @@ def with_ground(
     llms: dict[str, dict[str, object]] | None = None,
 ) -> None:
     """Run ``act`` on a ground; ``llms``: those that the relay's catalogue has, if not the worker's."""
-    assert database.tenant_id  # made on a loop of its own
+    assert database.api_key  # made on a loop of its own
 
     def catalog_of(llms: dict[str, dict[str, object]]) -> Catalog:
         stack.catalog(llms)

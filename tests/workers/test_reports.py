@@ -1,10 +1,9 @@
 """A report lands whatever is in it and whatever Postgres says to it, and holds nobody else's."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -47,7 +46,7 @@ def with_exchange(
     database: Database, stack: Stack, valkey: EmbeddedValkey, act: Callable[[Exchange], Awaitable[None]]
 ) -> None:
     """Run ``act`` with the exchange of a registered worker."""
-    assert database.tenant_id  # made on a loop of its own
+    assert database.api_key  # made on a loop of its own
 
     async def run() -> None:
         engine = create_engine(database.url, name="test", pool_size=4)
@@ -72,8 +71,10 @@ async def claimed(exchange: Exchange, job_ids: Sequence[UUID]) -> list[Claim]:
     return [claim for claim in claims if claim is not None]
 
 
-def answered(claim: Claim, text: str = "answer", usage: Usage = USAGE, **result: Any) -> Report:  # Any: JSON
-    ending = Ending(AttemptOutcome.COMPLETED, JobStatus.COMPLETED, result={"text": text} | result)
+def answered(
+    claim: Claim, text: str = "answer", usage: Usage = USAGE, more: Mapping[str, object] | None = None
+) -> Report:
+    ending = Ending(AttemptOutcome.COMPLETED, JobStatus.COMPLETED, result={"text": text, **(more or {})})
     return Report(claim, ending, usage, PRICE, 10, 5)
 
 
@@ -91,7 +92,7 @@ def test_what_postgres_cannot_store_is_cleaned_on_every_path(
         await asyncio.gather(
             exchange.report(answered(first, "nul \0 and \udfff")),
             exchange.report(Report(second, failed, USAGE, PRICE, 10, None)),
-            exchange.report(answered(third, embeddings=[[0.5, 2**70]], **{"k\0": 1})),
+            exchange.report(answered(third, more={"embeddings": [[0.5, 2**70]], "k\0": 1})),
         )
         assert database.rows("SELECT status FROM jobs ORDER BY id") == [
             {"status": status} for status in ("completed", "failed", "completed")
