@@ -41,6 +41,7 @@ NEW_BATCH = """
     VALUES (%s, %s, 'in_progress', '/v1/chat/completions', '24h', now() + interval '1 day', 0)
 """
 OF_BATCH = "UPDATE jobs SET batch_id = %s, batch_row = %s, batch_round = 0, budget_periods = %s WHERE id = %s"
+PUBLISH = text("UPDATE jobs SET dispatched_at = now() - interval '1 s' WHERE id = :id AND status = 'queued'")
 PASS_EXPIRY = text("UPDATE jobs SET expires_at = now() - interval '5 min' WHERE id = :id")
 
 
@@ -81,9 +82,11 @@ class Hammer:
         await asyncio.gather(*(exchange._flush_reports(part) for part in (rows[::2], rows[1::2]) if part))
 
     async def beat(self) -> None:
+        for job_id in self.some(60):
+            await fetch_all(self.engine, PUBLISH, {"id": job_id})
         for exchange in self.exchanges:
             params = {"id": exchange._lease.id, "lease_s": 600, "in_flight": 0, "models": None}
-            await fetch_all(self.engine, HEARTBEAT, params | {"waiting": self.some(100)})
+            await fetch_all(self.engine, HEARTBEAT, params | {"waiting": self.some(200)})
         await fetch_all(self.engine, UNDISPATCH_STALE, {"queue": "mock", "stale_s": 0})
 
     async def lose(self) -> None:
@@ -150,7 +153,7 @@ def test_no_deadlock_whatever_happens_to_the_same_jobs_at_once(
                 times += 1
             return times
 
-        acts = [*[hammer.work] * 6, hammer.beat, hammer.beat, hammer.lose, hammer.sweep, hammer.sweep, hammer.end]
+        acts = [*[hammer.work] * 6, *[hammer.beat] * 4, hammer.lose, hammer.sweep, hammer.sweep, hammer.end]
         acts += [lambda: hammer.cancel(database.tenant_id, batches[0])]
         times = await asyncio.gather(*map(again, acts))
         assert min(times) > 3
