@@ -33,12 +33,13 @@ from models.errors import (
     Unavailable,
     ValidationFailed,
 )
+from models.estimates import most_of_answer
 from models.ids import new_id
 from models.job import PRIORITIES, SELECT_JOB, SELECT_JOB_BY_KEY
 from models.pricing import Price, as_wire, worst_case
 from models.reservation import Refusal
 from models.routing import Ask, Route, Router
-from models.tokens import REPAIR_OVERHEAD, fewest_tokens, most_tokens
+from models.tokens import fewest_tokens, most_tokens
 from models.wakeups import Wakeups
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "stop", "seed")
@@ -194,14 +195,8 @@ def prices_of(route: Route, catalog: Catalog, seconds: float) -> list[Price]:
 
 
 def worst_answer(prompt_tokens: int, max_tokens: int, prices: Iterable[Price], *, structured: bool) -> Decimal:
-    """The most that an answer can cost, in USD.
-
-    One in a form (``response_format``) may take a second call, which shows the LLM its first answer.
-    """
-    if structured:
-        repaired = 2 * prompt_tokens + max_tokens + REPAIR_OVERHEAD
-        return worst_case(repaired, 2 * max_tokens, prices)
-    return worst_case(prompt_tokens, max_tokens, prices)
+    """The most that an answer can cost, in USD."""
+    return worst_case(*most_of_answer(prompt_tokens, max_tokens, structured=structured), prices)
 
 
 def is_structured(request: JobRequest) -> bool:

@@ -2,6 +2,10 @@
 
 Each statement is one transaction. An attempt's id is the fencing token of its job: a result is
 accepted only while ``jobs.attempt_id`` still names the attempt that brings it.
+
+Every statement and transaction locks in this order, here and elsewhere: a process, a batch, budget periods by id, jobs
+by id, attempts (each only under the lock of its job), counts by batch. What may be left for later skips locked rows.
+So no two can deadlock. Movements of budgets lock nothing.
 """
 
 from datetime import datetime
@@ -10,17 +14,21 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, SmallInteger, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Json, PrimaryId, Usd
+from models.base import Base, Cost, Json, PrimaryId
 from models.batch import COUNT, count_ended
 from models.budget import MOVED
 from models.errors import FailureCode
+from models.job import IS_BOOKED
+from models.ledger import entry_id
+from models.storable import MAX_INT
 
 
 class Attempt(Base):
     """One execution of a job on one LLM, recorded before the provider is called.
 
     ``outcome`` is null while it runs. ``duration_ms`` is null until its worker reports: an attempt may be
-    ``lost`` and still report later what it used.
+    ``lost`` and still report later what it used. The worst case of a lost attempt is booked as if it had been used
+    (``usage_estimated``, :mod:`models.lost`); a late report replaces it, and ``estimated_*`` keep what it was.
     """
 
     __tablename__ = "attempts"
@@ -43,7 +51,10 @@ class Attempt(Base):
     cached_input_tokens: Mapped[int] = mapped_column(server_default="0")
     reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
     usage_estimated: Mapped[bool] = mapped_column(server_default="false")
-    cost_usd: Mapped[Usd] = mapped_column(server_default="0")
+    cost_usd: Mapped[Cost] = mapped_column(server_default="0")
+    estimated_input_tokens: Mapped[int | None]
+    estimated_output_tokens: Mapped[int | None]
+    estimated_usd: Mapped[Cost | None]
 
 
 CLAIM = text("""
@@ -81,6 +92,14 @@ not due or expired is left out: a message that comes twice claims nothing.
 NO_MONEY = FailureCode.BUDGET_EXCEEDED.value
 
 
+def add_usage(input_tokens: str, output_tokens: str, cost_usd: str) -> str:
+    """SQL: adds what an attempt used to its job ``j``; the parameters are SQL of bigints and a numeric."""
+    total = f"(j.cost_usd + coalesce(j.cost_rest_usd, 0) + {cost_usd})"
+    return f"""input_tokens = least(j.input_tokens + {input_tokens}, {MAX_INT}),
+        output_tokens = least(j.output_tokens + {output_tokens}, {MAX_INT}),
+        cost_usd = round({total}, 6), cost_rest_usd = nullif({total} - round({total}, 6), 0)"""
+
+
 def _ended_as(status: str, condition: str = "true", name: str = "") -> str:
     """SQL: how many rows of a batch the job of a verdict ``v`` ends with it."""
     return (
@@ -98,24 +117,31 @@ FINISH = text(f"""
             input_price numeric, output_price numeric, cached_input_price numeric, cost_usd numeric,
             status text, result jsonb, job_error jsonb, retry_in_s double precision, route_index smallint,
             llm_failures smallint, tier text, queue text, topped_up_usd numeric)
-    ), closed AS (
-        UPDATE attempts a
-        SET outcome = coalesce(a.outcome, d.outcome), error = coalesce(a.error, d.error), finished_at = now(),
-            duration_ms = d.duration_ms, time_to_first_token_ms = d.time_to_first_token_ms,
-            input_tokens = d.input_tokens, output_tokens = d.output_tokens, cost_usd = d.cost_usd,
-            cached_input_tokens = coalesce(d.cached_input_tokens, 0),
-            reasoning_tokens = coalesce(d.reasoning_tokens, 0),
-            usage_estimated = coalesce(d.usage_estimated, false)
-        FROM done d WHERE a.id = d.attempt_id AND a.duration_ms IS NULL
-        RETURNING a.id
     ), verdict AS (
         SELECT d.*, j.api_key_id, j.team, j.end_user, j.budget_periods, j.reserved_usd, j.batch_id, j.batch_copies,
                j.status = 'in_progress' AND j.attempt_id = d.attempt_id AS held,
                CASE WHEN d.status = 'queued' AND j.cancel_requested_at IS NOT NULL THEN 'cancelled'
                     ELSE d.status END AS target
-        FROM done d JOIN closed ON closed.id = d.attempt_id JOIN jobs j ON j.id = d.job_id
+        FROM done d JOIN jobs j ON j.id = d.job_id
         ORDER BY j.id
         FOR UPDATE OF j
+    ), reported AS (
+        UPDATE attempts a
+        SET outcome = coalesce(a.outcome, v.outcome), error = coalesce(a.error, v.error), finished_at = now(),
+            duration_ms = v.duration_ms, time_to_first_token_ms = v.time_to_first_token_ms,
+            input_tokens = v.input_tokens, output_tokens = v.output_tokens, cost_usd = v.cost_usd,
+            cached_input_tokens = coalesce(v.cached_input_tokens, 0),
+            reasoning_tokens = coalesce(v.reasoning_tokens, 0),
+            usage_estimated = coalesce(v.usage_estimated, false),
+            estimated_input_tokens = CASE WHEN a.usage_estimated THEN a.input_tokens END,
+            estimated_output_tokens = CASE WHEN a.usage_estimated THEN a.output_tokens END,
+            estimated_usd = CASE WHEN a.usage_estimated THEN a.cost_usd END
+        FROM verdict v WHERE a.id = v.attempt_id AND a.duration_ms IS NULL
+        RETURNING v.*, a.estimated_usd IS NOT NULL AS corrects,
+                  v.cost_usd - coalesce(a.estimated_usd, 0) AS added_usd,
+                  v.input_tokens - coalesce(a.estimated_input_tokens, 0)::bigint AS added_input_tokens,
+                  v.output_tokens - coalesce(a.estimated_output_tokens, 0)::bigint AS added_output_tokens,
+                  a.estimated_usd, a.estimated_input_tokens, a.estimated_output_tokens
     ), booked AS (
         INSERT INTO ledger_entries (attempt_id, job_id, tenant_id, api_key_id, team, end_user, llm, input_tokens,
                                     output_tokens, cached_input_tokens, input_price, output_price,
@@ -123,24 +149,33 @@ FINISH = text(f"""
         SELECT v.attempt_id, v.job_id, v.tenant_id, v.api_key_id, v.team, v.end_user, v.llm, v.input_tokens,
                v.output_tokens, coalesce(v.cached_input_tokens, 0), v.input_price, v.output_price,
                v.cached_input_price, v.cost_usd
-        FROM verdict v
-        WHERE v.input_tokens + v.output_tokens > 0
+        FROM reported v
+        WHERE v.input_tokens > 0 OR v.output_tokens > 0
+        ON CONFLICT (attempt_id) DO NOTHING
+    ), reversed AS (
+        INSERT INTO ledger_entries (attempt_id, kind, lost_attempt_id, job_id, tenant_id, api_key_id, team, end_user,
+                                    llm, input_tokens, output_tokens, input_price, output_price, cost_usd)
+        SELECT {entry_id("reversal", "v.attempt_id")}, 'reversal', v.attempt_id, v.job_id, v.tenant_id, v.api_key_id,
+               v.team, v.end_user, v.llm, -v.estimated_input_tokens, -v.estimated_output_tokens, v.input_price,
+               v.output_price, -v.estimated_usd
+        FROM reported v
+        WHERE v.corrects
         ON CONFLICT (attempt_id) DO NOTHING
     ), settled AS (
-        SELECT v.budget_periods, v.cost_usd AS spent,
+        SELECT v.budget_periods, v.added_usd AS spent,
                CASE WHEN v.held AND v.target <> 'queued' THEN v.reserved_usd ELSE 0 END
                + coalesce(v.topped_up_usd, 0) AS released
-        FROM verdict v
+        FROM reported v
     ), moved AS ({MOVED}), counting AS (
         SELECT v.batch_id, {_ended_as("completed")}, {_ended_as("failed")}, {_ended_as("cancelled")},
                {_ended_as("expired")}, {_ended_as("failed", f"v.job_error ->> 'code' = '{NO_MONEY}'", "unpaid")},
-               v.input_tokens, v.output_tokens, coalesce(v.cached_input_tokens, 0) AS cached_input_tokens,
-               coalesce(v.reasoning_tokens, 0) AS reasoning_tokens, v.cost_usd
-        FROM verdict v WHERE v.batch_id IS NOT NULL
+               v.added_input_tokens AS input_tokens, v.added_output_tokens AS output_tokens,
+               coalesce(v.cached_input_tokens, 0) AS cached_input_tokens,
+               coalesce(v.reasoning_tokens, 0) AS reasoning_tokens, v.added_usd AS cost_usd
+        FROM reported v WHERE v.batch_id IS NOT NULL
     ), counted AS ({COUNT})
     UPDATE jobs j
-    SET input_tokens = j.input_tokens + v.input_tokens, output_tokens = j.output_tokens + v.output_tokens,
-        cost_usd = j.cost_usd + v.cost_usd,
+    SET {add_usage("v.added_input_tokens", "v.added_output_tokens", "v.added_usd")},
         status = CASE WHEN held THEN v.target ELSE j.status END,
         result = CASE WHEN held THEN v.result ELSE j.result END,
         error = CASE WHEN held AND v.target NOT IN ('queued', 'cancelled', 'completed')
@@ -151,17 +186,18 @@ FINISH = text(f"""
                                ELSE j.next_attempt_at END,
         route_index = CASE WHEN held THEN v.route_index ELSE j.route_index END,
         llm_failures = CASE WHEN held THEN v.llm_failures ELSE j.llm_failures END,
-        tier = CASE WHEN held THEN v.tier ELSE j.tier END,
-        queue = CASE WHEN held THEN v.queue ELSE j.queue END,
+        tier = CASE WHEN held THEN coalesce(v.tier, j.tier) ELSE j.tier END,
+        queue = CASE WHEN held THEN coalesce(v.queue, j.queue) ELSE j.queue END,
         worker_id = CASE WHEN held THEN NULL ELSE j.worker_id END,
         attempt_id = CASE WHEN held THEN NULL ELSE j.attempt_id END
-    FROM verdict v WHERE j.id = v.job_id
+    FROM reported v WHERE j.id = v.job_id
     RETURNING j.id, j.status, v.held, v.attempt_id
 """)
 """Report attempts: close them, book what they used, and move their jobs to ``status``.
 
 The job moves only if the attempt still holds it (``held`` in what returns); a report that comes too late books
 its cost and changes nothing else. An attempt reports once: a statement that runs twice finds nothing to do.
+What was booked as the worst case of an attempt that was given up is taken back by the same statement.
 Budgets learn of it by movements: the cost is spent, and a job that ends releases what it reserved. A job that
 goes back to the queue keeps its reservation, so whoever reports a cost with it has reserved that much more
 before, ``topped_up_usd`` (:class:`workers.exchange.Exchange`).
@@ -172,6 +208,7 @@ RESCUE = text(f"""
         SELECT j.id, j.attempt_id FROM jobs j
         WHERE j.status = 'in_progress'
           AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
+          AND {IS_BOOKED}
         ORDER BY j.id LIMIT :limit
         FOR UPDATE OF j SKIP LOCKED
     ), closed AS (
@@ -201,10 +238,10 @@ RESCUE = text(f"""
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM taken_back WHERE status <> 'queued'
     ), moved AS ({MOVED}), {count_ended("taken_back", "e.status <> 'queued'")}
     SELECT id, status FROM taken_back
-""")
+""").bindparams(free=None)
 """Take back the jobs whose worker is gone: to the queue at once the first time, then after a growing
 pause, and to ``failed`` when ``max_deliveries`` workers vanished under them. Those that end release their
-reservations."""
+reservations. What their attempts may have cost was booked before (:mod:`models.lost`)."""
 
 SELECT_HELD = text("""
     SELECT id AS job_id, attempt_id, cancel_requested_at IS NOT NULL AS cancel_requested
@@ -213,13 +250,17 @@ SELECT_HELD = text("""
 """What Postgres believes a worker runs."""
 
 RELEASE = text(f"""
-    WITH given_back AS (
+    WITH mine AS (
+        SELECT j.id, j.attempt_id AS held_attempt FROM attempts a JOIN jobs j ON j.id = a.job_id
+        WHERE a.id = ANY(CAST(:attempt_ids AS uuid[])) AND j.status = 'in_progress' AND j.attempt_id = a.id
+        ORDER BY j.id
+        FOR UPDATE OF j
+    ), given_back AS (
         UPDATE jobs
         SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
             finished_at = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE now() END,
             dispatched_at = NULL, next_attempt_at = now(), worker_id = NULL, attempt_id = NULL
-        FROM unnest(CAST(:attempt_ids AS uuid[])) AS mine(held_attempt)
-        WHERE status = 'in_progress' AND attempt_id = held_attempt
+        FROM mine WHERE jobs.id = mine.id
         RETURNING held_attempt, status, reserved_usd, budget_periods, batch_id, batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM given_back WHERE status = 'cancelled'
@@ -228,7 +269,7 @@ RELEASE = text(f"""
     FROM given_back WHERE a.id = given_back.held_attempt AND a.outcome IS NULL
     RETURNING a.id
 """)
-"""Give jobs back to the queue that a worker holds and will not run."""
+"""Give jobs back to the queue that a worker holds and will not run; no LLM was called for them."""
 
 SNOOZE = text("""
     WITH snoozed AS (
@@ -245,7 +286,8 @@ SNOOZE = text("""
     UPDATE jobs j
     SET status = 'queued', dispatched_at = NULL, next_attempt_at = now() + make_interval(secs => h.retry_in_s),
         started_at = CASE WHEN j.attempt_count > 1 THEN j.started_at END, attempt_count = j.attempt_count - 1,
-        route_index = h.route_index, tier = h.tier, queue = h.queue, worker_id = NULL, attempt_id = NULL
+        route_index = h.route_index, tier = coalesce(h.tier, j.tier), queue = coalesce(h.queue, j.queue),
+        worker_id = NULL, attempt_id = NULL
     FROM held h WHERE j.id = h.job_id
     RETURNING j.id
 """)

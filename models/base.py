@@ -22,6 +22,14 @@ NAMING_CONVENTION = {
 Json = dict[str, Any]  # Any: JSON of the caller's or a provider's making, checked at the edge
 PrimaryId = Annotated[UUID, mapped_column(primary_key=True, default=new_id)]
 Usd = Annotated[Decimal, mapped_column(Numeric(18, 6))]
+"""A price, a limit or a reservation, in millionths of a USD."""
+Cost = Annotated[Decimal, mapped_column(Numeric())]
+"""What something cost, with all the digits that it has: tokens times millionths of a USD per million, so twelve."""
+
+
+def usd_text(amount: str) -> str:
+    """SQL: an amount as :func:`models.pricing.as_wire` writes it: with six decimals, or more where it has more."""
+    return f"round({amount}, greatest(6, scale(trim_scale({amount}))))::text"
 
 
 class Base(DeclarativeBase):

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Json, PrimaryId, Usd
+from models.base import Base, Cost, Json, PrimaryId, Usd
 
 BatchStatus = Literal[
     "validating",
@@ -183,7 +183,7 @@ class BatchCount(Base):
     output_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     cached_input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     reasoning_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    cost_usd: Mapped[Usd] = mapped_column(server_default="0")
+    cost_usd: Mapped[Cost] = mapped_column(server_default="0")
 
 
 _COUNTS = (

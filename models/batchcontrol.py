@@ -1,8 +1,8 @@
 """What is done to a batch as a whole: paused, resumed, cancelled, run again, ended.
 
-Each is one transaction that locks the batch's line first, then jobs in the order of their ids, then counts: as every
-statement that ends jobs does, which never locks a batch. The next statement of such a transaction sees all that a feed
-made before the lock. ``:writer`` is whose line of the counts is written.
+Each is one transaction that locks the batch's line first, then budget periods, jobs and counts, each in the order of
+their ids (:mod:`models.attempt`); statements that end jobs never lock a batch. The next statement of such a
+transaction sees all that a feed made before the lock. ``:writer`` is whose line of the counts is written.
 """
 
 from sqlalchemy import text
@@ -34,11 +34,16 @@ PARK = text("""
 """)
 """Keep the jobs of a batch that nobody has claimed from being claimed; they are due again at their deadline."""
 
-UNPARK = text("""
-    WITH waiting AS (
+_PARKED = """
         SELECT id FROM jobs WHERE batch_id = :id AND batch_id IS NOT NULL AND status = 'queued'
           AND dispatched_at IS NULL AND next_attempt_at = expires_at
-        ORDER BY id FOR UPDATE
+        ORDER BY id FOR UPDATE"""
+
+LOCK_PARKED = text(f"SELECT count(*) FROM ({_PARKED}) parked")
+"""Lock what UNPARK is going to change."""
+
+UNPARK = text(f"""
+    WITH waiting AS ({_PARKED}
     )
     UPDATE jobs SET next_attempt_at = now() FROM waiting WHERE jobs.id = waiting.id
 """)

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Numeric, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, PrimaryId, Usd
+from models.base import Base, Cost, PrimaryId, Usd, usd_text
 
 
 class Budget(Base):
@@ -50,8 +50,8 @@ class BudgetPeriod(Base):
     budget_id: Mapped[UUID] = mapped_column(ForeignKey("budgets.id", ondelete="CASCADE"))
     period_start: Mapped[datetime]
     limit_usd: Mapped[Usd]
-    spent_usd: Mapped[Usd] = mapped_column(server_default="0")
-    reserved_usd: Mapped[Usd] = mapped_column(server_default="0")
+    spent_usd: Mapped[Cost] = mapped_column(server_default="0")
+    reserved_usd: Mapped[Cost] = mapped_column(server_default="0")
 
 
 class BudgetMovement(Base):
@@ -65,8 +65,8 @@ class BudgetMovement(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     period_id: Mapped[int] = mapped_column(BigInteger, index=True)
-    reserved_delta: Mapped[Usd]
-    spent_delta: Mapped[Usd]
+    reserved_delta: Mapped[Cost]
+    spent_delta: Mapped[Cost]
 
 
 PERIOD_START = """CASE b."window" WHEN 'day' THEN date_trunc('day', now(), 'UTC')
@@ -115,8 +115,8 @@ def raised(event: str, condition: str, source: str = "balance") -> str:
         SELECT gen_random_uuid(), b.tenant_id, '{event}',
                jsonb_build_object('budget_id', 'budget_' || replace(b.id::text, '-', ''), 'scope', b.scope,
                    'subject', b.subject, 'window', b."window", 'period_start', p.period_start,
-                   'limit_usd', p.limit_usd::text, 'spent_usd', p.spent_usd::text,
-                   'reserved_usd', p.reserved_usd::text, 'alert_at', b.alert_at),
+                   'limit_usd', p.limit_usd::text, 'spent_usd', {usd_text("p.spent_usd")},
+                   'reserved_usd', {usd_text("p.reserved_usd")}, 'alert_at', b.alert_at),
                '{event}:' || p.id || ':' || p.limit_usd
         FROM {source} p JOIN budgets b ON b.id = p.budget_id
         WHERE {condition}

@@ -178,6 +178,16 @@ def classify(error: BaseException) -> DatabaseFailure | None:
     return DatabaseFailure.AWAY if broken else DatabaseFailure.REFUSED
 
 
+def describe(error: BaseException) -> str:
+    """One line about an error for a log: of Postgres's its SQLSTATE and message, never its details, which have pieces
+    of rows."""
+    diagnosis = getattr(getattr(error, "orig", None), "diag", None)
+    message = getattr(diagnosis, "message_primary", None)
+    if message is not None:
+        return f"{getattr(diagnosis, 'sqlstate', None)}: {message}"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 SELECT_REVISION = text("SELECT version_num FROM alembic_version")
 """The revision that the schema has."""
 

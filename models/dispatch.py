@@ -91,8 +91,13 @@ backlog: a million rows of one tenant are as quick to pass as ten.
 """
 
 UNDISPATCH_STALE = text("""
-    UPDATE jobs SET dispatched_at = NULL
-    WHERE queue = :queue AND status = 'queued' AND dispatched_at < now() - make_interval(secs => :stale_s)
-    RETURNING id
+    WITH stale AS (
+        SELECT id FROM jobs
+        WHERE queue = :queue AND status = 'queued' AND dispatched_at < now() - make_interval(secs => :stale_s)
+        ORDER BY id
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET dispatched_at = NULL FROM stale WHERE jobs.id = stale.id
+    RETURNING jobs.id
 """)
 """Make published jobs due again that nobody claimed or holds a message of."""

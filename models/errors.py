@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from models.storable import MAX_MESSAGE, storable_text
+
 
 class ConfigurationError(Exception):
     """A setting or the catalogue is wrong; the message names what to change."""
@@ -189,11 +191,14 @@ PROVIDER_SIDE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why an attempt failed, as data: the wire's ``error`` object."""
+    """Why an attempt failed, as data: the wire's ``error`` object. The message is made storable here, for all."""
 
     code: FailureCode
     message: str
     retry_after_s: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", storable_text(self.message, MAX_MESSAGE))
 
     @property
     def retryable(self) -> bool:

@@ -21,7 +21,7 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Json, PrimaryId
+from models.base import Base, Json, PrimaryId, usd_text
 
 
 class Event(Base):
@@ -44,7 +44,7 @@ RECORD_PLATFORM_EVENT = text("""
 """)
 """Record an event of the platform's own; the id keeps it from being recorded twice."""
 
-RAISE_ANOMALIES = text("""
+RAISE_ANOMALIES = text(f"""
     WITH spent_today AS (
         SELECT t.id AS tenant_id, s.spent
         FROM tenants t, LATERAL (
@@ -59,7 +59,7 @@ RAISE_ANOMALIES = text("""
     INSERT INTO events (id, tenant_id, type, payload, once_key)
     SELECT gen_random_uuid(), d.tenant_id, 'spend.anomaly',
            jsonb_build_object('day', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD'),
-               'spent_usd', d.spent::text, 'daily_average_usd', round(b.average, 6)::text),
+               'spent_usd', {usd_text("d.spent")}, 'daily_average_usd', round(b.average, 6)::text),
            'spend.anomaly:' || d.tenant_id || ':' || to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
     FROM spent_today d, LATERAL (
         SELECT coalesce(sum(cost_usd), 0) / 7 AS average FROM ledger_entries l

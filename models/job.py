@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Json, PrimaryId, Usd
+from models.base import Base, Cost, Json, PrimaryId, Usd
 from models.batch import count_ended
 from models.budget import MOVED
 from models.lifecycle import JobStatus, sources_of
@@ -27,6 +27,7 @@ class Job(Base):
     one; ``attempt_id`` is the fencing token: the attempt that holds the job while it is in progress.
     ``rescues`` counts the attempts whose worker vanished. Until it has finished, the job holds
     ``reserved_usd`` in each of ``budget_periods``, and what it costs is booked there whenever it finishes.
+    Its cost is ``cost_usd``, of six decimals, plus ``cost_rest_usd``, the further ones.
     The job of a batch's row has ``batch_id``; ``batch_copies`` further rows share its answer.
     """
 
@@ -113,6 +114,7 @@ class Job(Base):
     input_tokens: Mapped[int] = mapped_column(server_default="0")
     output_tokens: Mapped[int] = mapped_column(server_default="0")
     cost_usd: Mapped[Usd] = mapped_column(server_default="0")
+    cost_rest_usd: Mapped[Cost | None]
 
 
 JOB_ROWS = """
@@ -160,7 +162,8 @@ idempotency key.
 _JOB_VIEW = """
     SELECT id, tenant_id, kind, status, priority, model, tier, queue, route, route_index, routing,
            created_at, started_at, finished_at, expires_at, next_attempt_at, cancel_requested_at,
-           result, error, input_tokens, output_tokens, cost_usd, end_user, team, labels, batch_id,
+           result, error, input_tokens, output_tokens, cost_usd + coalesce(cost_rest_usd, 0) AS cost_usd,
+           end_user, team, labels, batch_id,
            (SELECT json_agg(json_build_object(
                        'number', number, 'model', llm, 'provider', provider, 'outcome', outcome,
                        'error', a.error, 'started_at', a.started_at, 'duration_ms', duration_ms,
@@ -223,11 +226,17 @@ CANCEL_JOB = text(f"""
 """Cancel a job that waits and release its reservation, or ask for the cancellation of one that runs: its worker
 ends it, so that what the attempt used is settled in the same statement."""
 
+IS_BOOKED = """coalesce((SELECT a.usage_estimated OR a.llm = ANY(CAST(:free AS text[]))
+                        FROM attempts a WHERE a.id = j.attempt_id), true)"""
+"""SQL: whether a job ``j`` can be taken from its worker: the worst case of its attempt is booked (:mod:`models.lost`),
+or its LLM is one of ``:free``; always so if that is null. A scalar subquery: it must stay a look-up for each job."""
+
 EXPIRE_JOBS = text(f"""
     WITH late AS (
-        SELECT id, attempt_id FROM jobs
+        SELECT id, attempt_id FROM jobs j
         WHERE status IN ('queued', 'in_progress')
           AND expires_at <= now() - make_interval(secs => CASE status WHEN 'queued' THEN 0 ELSE :grace_s END)
+          AND {IS_BOOKED}
         ORDER BY id LIMIT :limit
         FOR UPDATE SKIP LOCKED
     ), closed AS (
@@ -243,6 +252,6 @@ EXPIRE_JOBS = text(f"""
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM ended
     ), moved AS ({MOVED}), {count_ended("ended", "true")}
     SELECT id, status FROM ended
-""")
+""").bindparams(free=None)
 """End the jobs that are past their time and release their reservations; one in progress only after ``grace_s``,
-since its worker ends it itself and knows what it used."""
+since its worker ends it itself and knows what it used; what it may have cost was booked before."""

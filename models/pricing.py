@@ -1,7 +1,7 @@
 """Money has one home: every amount in Headrace is computed here, in Decimal, in USD.
 
-Prices are USD per million tokens. Amounts are rounded to six decimals, half to even, once per
-ledger entry, so that sums of entries are exact.
+Prices are USD per million tokens, of at most six decimals, so a cost has at most twelve: it is kept with all of them,
+and sums are exact. A worst case is rounded up to six.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 
 MICRO_USD = Decimal("0.000001")
+PICO_USD = Decimal("0.000000000001")
 _MILLION = Decimal(1_000_000)
 
 
@@ -25,6 +26,11 @@ class Price:
     def zero(cls) -> "Price":
         """Nothing at all."""
         return cls(Decimal(0), Decimal(0))
+
+    @property
+    def uncached(self) -> "Price":
+        """The most that tokens cost, whether they are in the provider's cache or not."""
+        return Price(max(self.input, self.cached_input or self.input), self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +89,20 @@ class Usage:
 
 
 def cost_of(usage: Usage, price: Price) -> Decimal:
-    """Priced usage, in USD with six decimals."""
-    return _exact(usage, price).quantize(MICRO_USD, rounding=ROUND_HALF_EVEN)
+    """Priced usage, in USD with twelve decimals."""
+    return _exact(usage, price).quantize(PICO_USD, rounding=ROUND_HALF_EVEN)
 
 
 def worst_case(prompt_tokens: int, max_tokens: int, prices: Iterable[Price]) -> Decimal:
     """The dearest outcome of a job over the prices of its route, rounded up to six decimals; nothing is cached."""
-    dearest = max(
-        prompt_tokens * max(price.input, price.cached_input or price.input) + max_tokens * price.output
-        for price in prices
-    )
+    dearest = max(prompt_tokens * price.uncached.input + max_tokens * price.output for price in prices)
     return (dearest / _MILLION).quantize(MICRO_USD, rounding=ROUND_CEILING)
 
 
 def as_wire(amount: Decimal) -> str:
-    """An amount as the wire's decimal string, with six decimals."""
-    return f"{amount:.6f}"
+    """An amount as the wire's decimal string, with six decimals, and with up to twelve where it has them."""
+    whole, _, decimals = f"{amount:.12f}".partition(".")
+    return f"{whole}.{decimals[:6]}{decimals[6:].rstrip('0')}"
 
 
 def _exact(usage: Usage, price: Price) -> Decimal:

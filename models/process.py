@@ -42,10 +42,13 @@ HEARTBEAT = text("""
             models = coalesce(CAST(:models AS jsonb), models)
         WHERE id = :id
         RETURNING id
-    ), touched AS (
-        UPDATE jobs SET dispatched_at = now()
-        FROM beat
+    ), held AS (
+        SELECT jobs.id FROM beat, jobs
         WHERE jobs.id = ANY(CAST(:waiting AS uuid[])) AND status = 'queued' AND dispatched_at IS NOT NULL
+        ORDER BY jobs.id
+        FOR UPDATE OF jobs SKIP LOCKED
+    ), touched AS (
+        UPDATE jobs SET dispatched_at = now() FROM held WHERE jobs.id = held.id
     )
     SELECT id FROM beat
 """)

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.batch import ENDED
-from models.batchcontrol import AGAIN, MARK, UNFED
+from models.batchcontrol import AGAIN, LOCK_PARKED, MARK, UNFED
 from models.budget import OPEN_PERIODS
 from models.database import dump_json
 from models.reservation import ADD_RESERVED, LOCK_BALANCES, Balance, Refusal, balances_by_payer
@@ -63,6 +63,8 @@ async def run_again(
     periods = await _reserve(connection, batch, again.reserved_usd, with_spare=with_spare)
     if isinstance(periods, Refusal):
         return periods
+    if not ended:
+        await connection.execute(LOCK_PARKED, {"id": batch["id"]})  # jobs are locked before counts
     await connection.execute(
         AGAIN,
         {

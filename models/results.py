@@ -7,6 +7,7 @@ answer (``same_as``) used nothing and cost nothing.
 
 from sqlalchemy import TextClause, text
 
+from models.base import usd_text
 from models.errors import STATUS_OF_FAILURE
 
 _STATUS_CODE = (
@@ -17,7 +18,7 @@ _STATUS_CODE = (
 
 _USAGE = """json_build_object(
         'prompt_tokens', input_tokens, 'completion_tokens', output_tokens,
-        'total_tokens', input_tokens + output_tokens)"""
+        'total_tokens', input_tokens::bigint + output_tokens)"""
 
 _CHAT = f"""json_build_object(
         'id', 'chatcmpl-' || replace(job_id::text, '-', ''), 'object', 'chat.completion',
@@ -45,15 +46,17 @@ SELECT_ANSWER = text(f"""
 """)
 """The answer of a tenant's completed job as OpenAI's clients expect it."""
 
+_COST = usd_text("(coalesce(j.cost_usd, 0) + coalesce(j.cost_rest_usd, 0))")
+
 # Each row's job is looked up by itself (LIMIT): a join planned as a whole would read the batch for every page of it.
-_ANSWERS = """
+_ANSWERS = f"""
     SELECT r.number, r.line, r.custom_id, r.cells, b.columns, b.id AS batch_id, j.id AS job_id, j.finished_at,
            j.result, j.error,
            CASE WHEN j.id IS NOT NULL THEN j.status
                 WHEN b.status = 'expired' THEN 'expired' ELSE 'cancelled' END AS status,
            CASE WHEN r.same_as IS NULL THEN coalesce(j.input_tokens, 0) ELSE 0 END AS input_tokens,
            CASE WHEN r.same_as IS NULL THEN coalesce(j.output_tokens, 0) ELSE 0 END AS output_tokens,
-           CASE WHEN r.same_as IS NULL THEN coalesce(j.cost_usd, 0) ELSE 0 END::numeric(18, 6)::text AS cost_usd
+           CASE WHEN r.same_as IS NULL THEN {_COST} ELSE '0.000000' END AS cost_usd
     FROM batches b
     JOIN batch_rows r ON r.batch_id = b.id
     LEFT JOIN LATERAL (

@@ -73,7 +73,7 @@ def assert_no_drift(database: Database) -> None:
     ledger = database.value("SELECT coalesce(sum(cost_usd), 0) FROM ledger_entries")
     for row in database.rows(BALANCES):
         assert (row["spent"], row["reserved"]) == (ledger, 0), row
-    jobs = database.value("SELECT coalesce(sum(cost_usd), 0) FROM jobs")
+    jobs = database.value("SELECT coalesce(sum(cost_usd + coalesce(cost_rest_usd, 0)), 0) FROM jobs")
     assert jobs == ledger
 
 

@@ -168,7 +168,7 @@ class Database:
         assert self.value("SELECT count(*) FROM attempts WHERE outcome IS NULL") == 0
         drift = self.rows(
             "SELECT j.id FROM jobs j LEFT JOIN ledger_entries l ON l.job_id = j.id"
-            " GROUP BY j.id HAVING j.cost_usd <> coalesce(sum(l.cost_usd), 0)"
+            " GROUP BY j.id HAVING j.cost_usd + coalesce(j.cost_rest_usd, 0) <> coalesce(sum(l.cost_usd), 0)"
         )
         assert drift == []
         settled = (

@@ -25,6 +25,7 @@ from models.catalog import LLM, Catalog
 from models.errors import PROVIDER_SIDE, FailureCode, JobFailure
 from models.lifecycle import AttemptOutcome, JobStatus
 from models.pricing import Price, Usage, cost_of
+from models.storable import MAX_SMALLINT, storable_count
 from workers.breaker import Health, Refused, health_at_limit, health_of
 from workers.gate import Busy, Entry, Gate
 from workers.providers.base import (
@@ -81,6 +82,9 @@ class StopReason(StrEnum):
     """The job is no longer this worker's."""
 
 
+UNRECORDED = JobFailure(FailureCode.INTERNAL, "the outcome of this attempt could not be recorded")
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How an attempt ended and where its job goes.
@@ -110,37 +114,64 @@ class Report:
     time_to_first_token_ms: int | None
 
     def as_row(self, catalog: Catalog) -> dict[str, object]:
-        """The row that ``models.attempt.FINISH`` takes."""
+        """The row that ``models.attempt.FINISH`` takes; ``tier`` and ``queue`` are None, and stay what they were, where
+        the LLM has left the catalogue."""
         claim, ending = self.claim, self.ending
         index = claim.route_index if ending.goes_to is None else ending.goes_to
         moves = index != claim.route_index
         failed = ending.failure is not None
         llm = catalog.llms.get(claim.route[index])
+        first_ms = self.time_to_first_token_ms
+        return self._settled() | {
+            "goes_on_budgeted": claim.budgeted and ending.status is JobStatus.QUEUED,
+            "outcome": ending.outcome,
+            "error": ending.failure.as_wire() if ending.failure else None,
+            "time_to_first_token_ms": None if first_ms is None else storable_count(first_ms),
+            "status": ending.status,
+            "result": ending.result,
+            "retry_in_s": ending.retry_in_s,
+            "route_index": index,
+            "llm_failures": 0 if moves else storable_count(claim.llm_failures + failed, MAX_SMALLINT),
+            "tier": llm.tier if llm else None,
+            "queue": catalog.tiers[llm.tier].queue if llm else None,
+        }
+
+    def as_minimal_row(self) -> dict[str, object]:
+        """The row of a report that Postgres refused: it settles the same usage, ends the job, and has no text but
+        ours."""
+        return self._settled() | {
+            "goes_on_budgeted": False,
+            "outcome": AttemptOutcome.FAILED,
+            "error": UNRECORDED.as_wire(),
+            "status": JobStatus.FAILED,
+            "route_index": self.claim.route_index,
+            "llm_failures": self.claim.llm_failures,
+        }
+
+    def _settled(self) -> dict[str, object]:
+        """What an attempt is and used; counts are cut to what Postgres can store, and what they cost with them."""
+        claim, used = self.claim, self.usage
+        usage = Usage(
+            storable_count(used.input_tokens),
+            storable_count(used.output_tokens),
+            cached_input_tokens=storable_count(used.cached_input_tokens),
+            reasoning_tokens=storable_count(used.reasoning_tokens),
+        )
         return {
             "attempt_id": claim.attempt_id,
             "job_id": claim.job_id,
             "tenant_id": claim.tenant_id,
             "llm": claim.llm,
-            "outcome": ending.outcome,
-            "error": ending.failure.as_wire() if ending.failure else None,
-            "duration_ms": self.duration_ms,
-            "time_to_first_token_ms": self.time_to_first_token_ms,
-            "input_tokens": self.usage.input_tokens,
-            "output_tokens": self.usage.output_tokens,
-            "cached_input_tokens": self.usage.cached_input_tokens,
-            "reasoning_tokens": self.usage.reasoning_tokens,
-            "usage_estimated": self.usage.estimated,
+            "duration_ms": storable_count(self.duration_ms),
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cached_input_tokens": usage.cached_input_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "usage_estimated": used.estimated,
             "input_price": self.price.input,
             "output_price": self.price.output,
             "cached_input_price": self.price.cached_input,
-            "cost_usd": cost_of(self.usage, self.price),
-            "status": ending.status,
-            "result": ending.result,
-            "retry_in_s": ending.retry_in_s,
-            "route_index": index,
-            "llm_failures": 0 if moves else claim.llm_failures + failed,
-            "tier": llm.tier if llm else None,
-            "queue": catalog.tiers[llm.tier].queue if llm else None,
+            "cost_usd": cost_of(usage, self.price),
         }
 
 

@@ -55,6 +55,7 @@ class Relay:
 
     def __init__(self, settings: RelaySettings, catalog: Catalog, publisher: Publisher) -> None:
         self._settings = settings
+        self._catalog = catalog
         self._queues = list(catalog.queues)
         self._publisher = publisher
         self._engine = create_engine(settings.database_url, name="relay", pool_size=4)
@@ -90,6 +91,7 @@ class Relay:
             lease_s=self._settings.lease_s,
             max_deliveries=self._settings.max_deliveries,
             writer=self._writer,
+            catalog=self._catalog,
         )
         keeper = BatchKeeper(self._engine, wakeups, writer=self._writer)
         try:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.attempt import RESCUE
 from models.budget import FOLD, SWEEP_ORPHANS
+from models.catalog import Catalog
 from models.database import Params, dump_json, fetch_all
 from models.errors import FailureCode, JobFailure
 from models.event import RAISE_ANOMALIES
@@ -20,6 +21,7 @@ from models.file import SWEEP_FILES
 from models.job import EXPIRE_JOBS
 from models.process import REAP
 from models.wakeups import DUE, FINISHED, Wakeups
+from workers.lostwork import LostWork
 
 BATCH = 500
 EXPIRY_GRACE_S = 60.0
@@ -43,6 +45,7 @@ class Rescuer:
         lease_s: float,
         max_deliveries: int,
         writer: UUID,
+        catalog: Catalog,
         anomaly_s: float = ANOMALY_S,
     ) -> None:
         self._engine = engine
@@ -50,12 +53,14 @@ class Rescuer:
         self._lease_s = lease_s
         self._anomaly_s = anomaly_s
         self._look_at = 0.0
+        self._lost = LostWork(engine, catalog, writer=writer, grace_s=EXPIRY_GRACE_S)
         expired = JobFailure(FailureCode.EXPIRED, "the job was not finished in its time")
         killer = JobFailure(FailureCode.MAX_DELIVERIES, f"{max_deliveries} workers were lost while they ran this job")
         self._rescue_params: Params = {
             "limit": BATCH,
             "max_deliveries": max_deliveries,
             "writer": writer,
+            "free": self._lost.free,
             "max_deliveries_error": dump_json(killer.as_wire()),
             "expired_error": dump_json(expired.as_wire()),
         }
@@ -63,6 +68,7 @@ class Rescuer:
             "limit": BATCH,
             "grace_s": EXPIRY_GRACE_S,
             "writer": writer,
+            "free": self._lost.free,
             "error": dump_json(expired.as_wire()),
         }
 
@@ -70,6 +76,8 @@ class Rescuer:
         """One pass over dead processes, their jobs, and expired jobs."""
         for process in await fetch_all(self._engine, REAP, {"outage_grace_s": self._lease_s / 2}):
             log.warning("process.gone", role=process["role"], name=process["name"])
+        if booked := await self._lost.book():
+            log.warning("jobs.estimated", jobs=booked)
         rescued = await self._repeat(RESCUE, self._rescue_params)
         if rescued:
             log.warning("jobs.rescued", jobs=rescued)

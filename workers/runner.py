@@ -16,9 +16,9 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.attempt import RELEASE, SELECT_HELD
+from models.attempt import SELECT_HELD
 from models.catalog import Catalog
-from models.database import create_engine, fetch_all
+from models.database import create_engine, describe, fetch_all
 from models.pauses import keep_pauses_short
 from models.shared import Shared
 from models.texts import TextSender
@@ -124,6 +124,7 @@ class Runner:
             self._permits = Permits(shared, self._catalog)
             self._gate = Gate(self._breakers, self._permits)
             self._exchange = Exchange(self._engine, self._wakeups, self._catalog, self._lease)
+            stack.callback(self._exchange.close)
             stack.push_async_callback(self._lease.give_back)
             duties = [asyncio.create_task(duty) for duty in self._duties()]
             self._ready.set()
@@ -207,9 +208,9 @@ class Runner:
                 attempt.stop(StopReason.RELEASED)
             report = await attempt.run()
             await self._exchange.report(report)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - of this attempt alone
             # The lease still holds the job: the reconciliation will find it unclaimed here and release it.
-            log.exception("report.refused", job_id=claim.job_id.hex)
+            log.error("attempt.not_reported", job_id=claim.job_id.hex, error=describe(error))
         finally:
             del self._running[claim.attempt_id]
 
@@ -234,13 +235,12 @@ class Runner:
                 attempt.stop(StopReason.LOST)
             elif held[attempt_id]:
                 attempt.stop(StopReason.CANCELLED)
-        orphans = held.keys() - before.keys() - self._running.keys()
+        orphans = held.keys() - before.keys() - self._running.keys() - self._exchange.unreported.keys()
         confirmed = orphans & self._suspects
         self._suspects = orphans - confirmed
         if confirmed:
             log.warning("jobs.released", jobs=len(confirmed))
-            params = {"attempt_ids": list(confirmed), "writer": self._exchange.writer}
-            await fetch_all(self._engine, RELEASE, params)
+            await self._exchange.release(confirmed)
 
     async def _hear_cancellations(self) -> None:
         async for _, job_ids in self._wakeups.listen(CANCEL):

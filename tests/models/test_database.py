@@ -5,7 +5,8 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from models.database import DatabaseFailure, classify
+from models.database import DatabaseFailure, classify, describe
+from tests.stack import Database
 
 ERRORS = {
     psycopg.errors.ConnectionFailure: DatabaseFailure.AWAY,
@@ -48,3 +49,15 @@ def test_a_full_pool_is_not_an_absent_server() -> None:
 def test_an_error_of_the_program_is_none_of_postgres() -> None:
     """Nothing is retried for a mistake in the code."""
     assert classify(ValueError("not Postgres's")) is None
+
+
+def test_a_log_line_about_an_error_has_no_piece_of_a_row(database: Database) -> None:
+    """Postgres's details have; they come after its message."""
+    with pytest.raises(psycopg.errors.NotNullViolation) as caught:
+        database.rows("INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'a secret'), (NULL, 'another')")
+    assert "secret" in str(caught.value) or "another" in str(caught.value)
+    line = describe(DBAPIError("INSERT", None, caught.value))
+    assert line.startswith("23502: null value in column")
+    assert "secret" not in line
+    assert "another" not in line
+    assert describe(ValueError("what\nmore")) == "what"

@@ -84,10 +84,18 @@ def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
         load_catalog(tmp_path / "nowhere.toml")
 
 
-def test_costs_are_exact_to_six_decimals() -> None:
-    price = Price(Decimal("0.15"), Decimal("0.60"))
-    assert cost_of(Usage(1000, 500), price) == Decimal("0.000450")
-    assert as_wire(cost_of(Usage(0, 0), price)) == "0.000000"
+@pytest.mark.parametrize(
+    ("usage", "price", "shown"),
+    [
+        (Usage(1000, 500), Price(Decimal("0.15"), Decimal("0.60")), "0.000450"),
+        (Usage(0, 0), Price(Decimal("0.15"), Decimal("0.60")), "0.000000"),
+        (Usage(24, 0), Price(Decimal("0.02"), Decimal(0)), "0.00000048"),
+        (Usage(1, 0), Price(Decimal("0.000001"), Decimal(0)), "0.000000000001"),
+        (Usage(2**31 - 1, 0), Price(Decimal("123.456789"), Decimal(0)), "265121.435488629483"),
+    ],
+)
+def test_costs_are_exact_to_twelve_decimals_and_shown_with_at_least_six(usage: Usage, price: Price, shown: str) -> None:
+    assert as_wire(cost_of(usage, price)) == shown
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
