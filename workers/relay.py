@@ -33,6 +33,7 @@ from workers.dispatcher import Dispatcher
 from workers.feeder import Feeder
 from workers.lease import Lease
 from workers.publisher import BrokerUnavailable, Publisher
+from workers.reaper import Reaper
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
 
@@ -87,10 +88,10 @@ class Relay:
         rescuer = Rescuer(
             self._engine,
             wakeups,
-            lease_s=self._settings.lease_s,
             max_deliveries=self._settings.max_deliveries,
             writer=self._writer,
         )
+        reaper = Reaper(self._engine, lease_s=self._settings.lease_s, on_gone=rescuer.rescue)
         keeper = BatchKeeper(self._engine, wakeups, writer=self._writer)
         try:
             async with asyncio.TaskGroup() as duties:
@@ -102,6 +103,7 @@ class Relay:
                 duties.create_task(_every(self._settings.poll_s, "batches", keeper.look))
                 duties.create_task(_every(self._settings.poll_s, "files", keeper.measure))
                 duties.create_task(_every(self._settings.republish_s / 2, "stale", self._republish_stale))
+                duties.create_task(_every(self._settings.lease_s / Reaper.LOOKS, "reap", reaper.look))
                 duties.create_task(_every(self._settings.lease_s / 6, "rescue", rescuer.sweep))
                 duties.create_task(_every(self._settings.lease_s / 2, "unserved", self._tell_of_unserved))
         finally:

@@ -1,5 +1,5 @@
-"""The rescuer: takes back what dead processes held, ends what is past its time, and folds what was settled into
-the budgets.
+"""The rescuer: takes back what processes held that :mod:`workers.reaper` removed, ends what is past its time, and folds
+what was settled into the budgets.
 
 Several may run at once. Each pass is bounded and repeated until nothing is left.
 """
@@ -18,7 +18,6 @@ from models.errors import FailureCode, JobFailure
 from models.event import RAISE_ANOMALIES
 from models.file import SWEEP_FILES
 from models.job import EXPIRE_JOBS
-from models.process import REAP
 from models.wakeups import DUE, FINISHED, Wakeups
 
 BATCH = 500
@@ -33,21 +32,19 @@ log = structlog.get_logger()
 
 
 class Rescuer:
-    """Rescues jobs of processes whose lease ran out, expires jobs, and keeps budgets and their events current."""
+    """Rescues jobs of processes that are gone, expires jobs, and keeps budgets and their events current."""
 
     def __init__(
         self,
         engine: AsyncEngine,
         wakeups: Wakeups,
         *,
-        lease_s: float,
         max_deliveries: int,
         writer: UUID,
         anomaly_s: float = ANOMALY_S,
     ) -> None:
         self._engine = engine
         self._wakeups = wakeups
-        self._lease_s = lease_s
         self._anomaly_s = anomaly_s
         self._look_at = 0.0
         expired = JobFailure(FailureCode.EXPIRED, "the job was not finished in its time")
@@ -67,12 +64,8 @@ class Rescuer:
         }
 
     async def sweep(self) -> None:
-        """One pass over dead processes, their jobs, and expired jobs."""
-        for process in await fetch_all(self._engine, REAP, {"outage_grace_s": self._lease_s / 2}):
-            log.warning("process.gone", role=process["role"], name=process["name"])
-        rescued = await self._repeat(RESCUE, self._rescue_params)
-        if rescued:
-            log.warning("jobs.rescued", jobs=rescued)
+        """One pass over the jobs of dead processes, and expired jobs."""
+        await self.rescue()
         await self._repeat(EXPIRE_JOBS, self._expire_params)
         await fetch_all(self._engine, FOLD)
         await fetch_all(self._engine, SWEEP_FILES, {"limit": FILES_AT_ONCE})
@@ -80,6 +73,12 @@ class Rescuer:
             self._look_at = monotonic() + self._anomaly_s
             await fetch_all(self._engine, SWEEP_ORPHANS)
             await fetch_all(self._engine, RAISE_ANOMALIES)
+
+    async def rescue(self) -> None:
+        """Take back the jobs of processes that are gone."""
+        rescued = await self._repeat(RESCUE, self._rescue_params)
+        if rescued:
+            log.warning("jobs.rescued", jobs=rescued)
 
     async def _repeat(self, statement: TextClause, params: Params) -> int:
         total = 0
