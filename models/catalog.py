@@ -129,6 +129,9 @@ class MockBehaviour(_Entry):
     input_tokens: int = Field(default=10, ge=0)
     output_tokens: int = Field(default=10, ge=0)
     record: Path | None = Field(default=None, description="Append each call to this file, for fault tests.")
+    fault: Literal["crash", "stall"] | None = Field(
+        default=None, description="Each call ends its process, or stops its interpreter, for fault tests."
+    )
 
 
 class PriceFrom(_Entry):

@@ -36,6 +36,7 @@ from workers.publisher import BrokerUnavailable, Publisher
 from workers.reaper import Reaper
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
+from workers.stalls import end_if_stalled
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
@@ -95,6 +96,7 @@ class Relay:
         keeper = BatchKeeper(self._engine, wakeups, writer=self._writer)
         try:
             async with asyncio.TaskGroup() as duties:
+                duties.create_task(end_if_stalled(self._settings.stalled_s, self._settings.alive_file))
                 duties.create_task(lease.keep())
                 duties.create_task(self._listen(wakeups))
                 duties.create_task(self._dispatch_forever(self._singles, self._woken))

@@ -31,6 +31,7 @@ from workers.breaker import Breakers
 from workers.engine.host import EngineHost, HostOptions
 from workers.engine.memory import Thresholds
 from workers.engine.reports import MemoryChange
+from workers.engine.watchdog import end_process
 from workers.exchange import Exchange
 from workers.execution import Attempt, Claim, StopReason
 from workers.gate import Gate
@@ -40,6 +41,7 @@ from workers.permits import Permits
 from workers.places import Places
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
+from workers.stalls import end_if_stalled
 
 _REPORT_TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 5.0
@@ -175,7 +177,10 @@ class Runner:
             duties = [asyncio.create_task(duty) for duty in self._duties()]
             await self._lease.tried()
             self._ready.set()
-            await self._stopping.wait()
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([stopping, *duties], return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                _end_for_lack_of(duties)
             await self._start_draining()
             for duty in duties:
                 duty.cancel()
@@ -191,6 +196,7 @@ class Runner:
         )
         return [
             heartbeat,
+            end_if_stalled(self._settings.stalled_s, self._settings.alive_file),
             self._hear_cancellations(),
             self._breakers.keep(),
             self._permits.keep(),
@@ -363,6 +369,14 @@ class Runner:
             # Postgres is away: their reports are lost with this process, and their leases run out.
             for task in stuck:
                 task.cancel()
+
+
+def _end_for_lack_of(duties: Collection[asyncio.Task[None]]) -> None:
+    """End the process when a duty has ended: without its heartbeat, say, it would live on and hold nothing."""
+    ended = [task for task in duties if task.done()]
+    errors = [None if task.cancelled() else task.exception() for task in ended]
+    log.critical("worker.duty_ended", duties=[repr(task.get_coro()) for task in ended], errors=list(map(repr, errors)))
+    end_process()
 
 
 def _host_options(settings: WorkerSettings, capacity: int) -> HostOptions:
