@@ -57,6 +57,9 @@ has not claimed: touching them tells the relay that their message is not lost.
 
 DEREGISTER = text("DELETE FROM processes WHERE id = :id")
 
+DEREGISTER_NAMED = text("DELETE FROM processes WHERE name = :name")
+"""Remove a process that is known to have ended, without waiting for its lease."""
+
 SELECT_CONTACT = text("""
     SELECT clock_timestamp() AS at, current_setting('transaction_read_only')::boolean AS read_only,
            EXISTS (SELECT FROM processes WHERE role = 'worker' AND lease_expires_at > now()) AS any_worker

@@ -58,6 +58,7 @@ class Relay:
     def __init__(self, settings: RelaySettings, catalog: Catalog, publisher: Publisher) -> None:
         self._settings = settings
         self._queues = list(catalog.queues)
+        self._local_queues = catalog.local_queues
         self._publisher = publisher
         self._engine = create_engine(settings.database_url, name="relay", pool_size=4)
         # A mark that a crash of Postgres undoes is a message sent twice, and rows that it undoes are fed again: not
@@ -90,6 +91,7 @@ class Relay:
             self._engine,
             wakeups,
             max_deliveries=self._settings.max_deliveries,
+            local_queues=self._local_queues,
             writer=self._writer,
         )
         reaper = Reaper(self._engine, lease_s=self._settings.lease_s, on_gone=rescuer.rescue)

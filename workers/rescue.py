@@ -4,6 +4,7 @@ what was settled into the budgets.
 Several may run at once. Each pass is bounded and repeated until nothing is left.
 """
 
+from collections.abc import Collection
 from time import monotonic
 from uuid import UUID
 
@@ -40,6 +41,7 @@ class Rescuer:
         wakeups: Wakeups,
         *,
         max_deliveries: int,
+        local_queues: Collection[str],
         writer: UUID,
         anomaly_s: float = ANOMALY_S,
     ) -> None:
@@ -52,6 +54,7 @@ class Rescuer:
         self._rescue_params: Params = {
             "limit": BATCH,
             "max_deliveries": max_deliveries,
+            "local_queues": list(local_queues),
             "writer": writer,
             "max_deliveries_error": dump_json(killer.as_wire()),
             "expired_error": dump_json(expired.as_wire()),

@@ -32,9 +32,10 @@ from workers.engine.host import EngineHost, HostOptions
 from workers.engine.memory import Thresholds
 from workers.engine.reports import MemoryChange
 from workers.engine.watchdog import end_process
-from workers.exchange import Exchange
+from workers.exchange import Exchange, Suspect
 from workers.execution import Attempt, Claim, StopReason
 from workers.gate import Gate
+from workers.isolation import Isolation
 from workers.lease import Lease
 from workers.notices import Notices
 from workers.permits import Permits
@@ -72,20 +73,31 @@ class _Message:
 
 
 class Runner:
-    """Runs the jobs of one worker process, at most ``capacity`` at a time, on a thread of its own."""
+    """Runs the jobs of one worker process, at most ``capacity`` at a time, on a thread of its own.
+
+    An ``isolated`` one runs suspects, one at a time; any other leaves those of local models to a spare process.
+    """
 
     def __init__(
-        self, settings: WorkerSettings, catalog: Catalog, *, name: str, queues: Collection[str], capacity: int
+        self,
+        settings: WorkerSettings,
+        catalog: Catalog,
+        *,
+        name: str,
+        queues: Collection[str],
+        capacity: int,
+        isolated: bool = False,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._capacity = capacity
         self._queues = queues
         self._name = name
+        self._local_queues = [] if isolated else sorted(set(queues) & set(catalog.local_queues))
         self._engine = create_engine(settings.database_url, name=name, pool_size=4)
         self._lease = Lease(
             self._engine,
-            role="worker",
+            role="isolated" if isolated else "worker",
             name=name,
             queues=queues,
             capacity=capacity,
@@ -172,7 +184,15 @@ class Runner:
             self._breakers = Breakers(shared, self._catalog.breaker, self._catalog.llms)
             self._permits = Permits(shared, self._catalog)
             self._gate = Gate(self._breakers, self._permits)
-            self._exchange = Exchange(self._engine, self._wakeups, self._catalog, self._lease)
+            self._exchange = Exchange(
+                self._engine, self._wakeups, self._catalog, self._lease, local_queues=self._local_queues
+            )
+            self._isolation = Isolation(
+                self._engine,
+                worker=self._name,
+                capacity=self._capacity,
+                stop_s=self._settings.drain_s + _REPORT_TIMEOUT_S,
+            )
             stack.push_async_callback(self._lease.give_back)
             duties = [asyncio.create_task(duty) for duty in self._duties()]
             await self._lease.tried()
@@ -185,11 +205,12 @@ class Runner:
             for duty in duties:
                 duty.cancel()
             await asyncio.wait(duties)
+            await self._isolation.close()
 
     def _duties(self) -> list[Coroutine[Any, Any, None]]:  # Any: the types of a coroutine's sends
         heartbeat = self._lease.keep(
             in_flight=lambda: len(self._running),
-            waiting=lambda: list(self._waiting),
+            waiting=lambda: [*self._waiting, *self._isolation.waiting],
             models=lambda: [model.as_wire() for model in self._host.loaded],
             after_beat=self._reconcile,
             on_lost=self._abandon_all,
@@ -201,6 +222,7 @@ class Runner:
             self._breakers.keep(),
             self._permits.keep(),
             self._host.keep(),
+            self._isolation.keep(),
             self._notices.keep(),
         ]
 
@@ -253,12 +275,14 @@ class Runner:
     async def _run_one(self, message: _Message, job_id: UUID) -> None:
         try:
             claim = await self._claim(message, job_id)
-            if claim is not None:
+            if isinstance(claim, Suspect):
+                await self._isolation.take(claim)
+            elif claim is not None:
                 await self._attempt(claim)
         finally:
             self._places.give_back(single=not message.rows)
 
-    async def _claim(self, message: _Message, job_id: UUID) -> Claim | None:
+    async def _claim(self, message: _Message, job_id: UUID) -> Claim | Suspect | None:
         """Claim a job, and again while Postgres cannot be asked, until its message has gone back to the broker."""
         while not message.returned.done():
             if not self._lease.is_current:
@@ -356,6 +380,7 @@ class Runner:
     def _start_draining(self) -> "asyncio.Task[None]":
         if self._drain_task is None:
             self._return_messages()
+            self._isolation.drain()
             self._drain_task = asyncio.create_task(self._drain())
         return self._drain_task
 

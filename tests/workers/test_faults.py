@@ -183,7 +183,7 @@ def test_two_relays_share_the_work(stack: Stack, database: Database) -> None:
 
 
 def test_a_job_that_kills_its_workers_fails_after_max_deliveries(stack: Stack, database: Database) -> None:
-    stack.catalog({"echo": {"mock": {"latency_s": 60}}})
+    stack.catalog({"echo": {"pool": "remote", "mock": {"latency_s": 60}}})
     stack.settings["HEADRACE_MAX_DELIVERIES"] = "2"
     stack.relay()
     database.submit(["poison"])
