@@ -11,6 +11,7 @@ from api.local.supervisor import ProcessSpec, Supervisor
 from models.database import create_engine
 from models.ids import new_id
 from tests.stack import ROOT, Database, Stack, kill, wait_until
+from tests.workers.test_local_models import LOCAL
 from tests.workers.test_stalls import WORKER
 from workers.exchange import Suspect
 from workers.isolation import Isolation
@@ -56,6 +57,18 @@ def test_a_suspect_is_given_back_when_its_worker_is_killed(stack: Stack, databas
     database.wait_until_finished()
     database.assert_each_completed_once(1)
     assert database.value("SELECT rescues FROM jobs") == 2
+
+
+def test_a_suspect_of_a_local_model_is_answered_by_the_spare_process(stack: Stack, database: Database) -> None:
+    stack.catalog({"local": LOCAL})
+    stack.relay()
+    stack.worker()
+    database.submit(["Name a colour.", "Name an animal."], route=["local"])
+    database.rows("UPDATE jobs SET rescues = 2")
+    database.wait_until_finished()
+    assert database.count("completed") == 2
+    where = "SELECT role, models FROM processes WHERE models <> '[]'"
+    wait_until(lambda: [row["role"] for row in database.rows(where)] == ["isolated"])
 
 
 def test_a_suspect_is_cancelled_and_its_worker_stops(stack: Stack, database: Database) -> None:
