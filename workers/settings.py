@@ -92,5 +92,6 @@ class RelaySettings(WorkSettings):
     max_deliveries: int = Field(
         default=5,
         ge=1,
-        description="Workers that may vanish under a job before it is failed as their killer.",
+        description="Workers that may vanish under a job before it is failed as their killer; of a local model, while"
+        " the job runs alone, as it does after two deaths in company.",
     )
