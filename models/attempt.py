@@ -77,7 +77,7 @@ CLAIM = text(f"""
         FROM claimed
     )
     SELECT * FROM claimed
-""")
+""").bindparams(local_queues=[])
 """Take jobs under the lease of a live worker and record their attempts.
 
 ``rows``: a JSON array of ``job_id`` and the ``attempt_id`` to give it; ``providers``: a JSON object from LLM to
@@ -228,7 +228,7 @@ RESCUE = text(f"""
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM taken_back WHERE status <> 'queued'
     ), moved AS ({MOVED}), {count_ended("taken_back", "e.status <> 'queued'")}
     SELECT id, status FROM taken_back
-""")
+""").bindparams(local_queues=[])
 """Take back the jobs whose worker is gone: to the queue at once the first time, then after a growing
 pause, and to ``failed`` when ``max_deliveries`` workers vanished under them; of local models, when so many did after
 those in company. Those that end release their reservations."""
