@@ -57,13 +57,20 @@ class Attempt(Base):
     estimated_usd: Mapped[Cost | None]
 
 
-CLAIM = text("""
+DEATHS_IN_COMPANY = 2
+"""Deaths of a process with several jobs in it after which a job of a local model is a suspect and runs alone. They
+prove nothing against it: only its deaths alone count towards ``max_deliveries``."""
+
+_IS_SUSPECT = f"j.rescues >= {DEATHS_IN_COMPANY} AND j.queue = ANY(CAST(:local_queues AS text[]))"
+
+CLAIM = text(f"""
     WITH offered AS (
         SELECT j.id, r.attempt_id
         FROM json_to_recordset(CAST(:rows AS json)) AS r(job_id uuid, attempt_id uuid)
         JOIN jobs j ON j.id = r.job_id
         WHERE j.status = 'queued' AND j.next_attempt_at <= now() AND j.expires_at > now()
           AND EXISTS (SELECT FROM processes p WHERE p.id = :worker_id AND p.lease_expires_at > now())
+          AND NOT ({_IS_SUSPECT})
         ORDER BY j.id
         FOR UPDATE OF j
     ), claimed AS (
@@ -81,13 +88,31 @@ CLAIM = text("""
         FROM claimed
     )
     SELECT * FROM claimed
-""")
+""").bindparams(local_queues=[])
 """Take jobs under the lease of a live worker and record their attempts.
 
 ``rows``: a JSON array of ``job_id`` and the ``attempt_id`` to give it; ``providers``: a JSON object from LLM to
 provider. Rows are locked in the order of their ids, so that claims cannot deadlock. A job that is not queued,
-not due or expired is left out: a message that comes twice claims nothing.
+not due or expired is left out: a message that comes twice claims nothing. So is a suspect of ``local_queues``; a
+process that runs one job at a time has none.
 """
+
+SELECT_SUSPECTS = text(f"""
+    SELECT j.id, j.tenant_id FROM jobs j
+    WHERE j.id = ANY(CAST(:job_ids AS uuid[])) AND j.status = 'queued' AND j.next_attempt_at <= now() AND {_IS_SUSPECT}
+""")
+"""Which jobs were not claimed because they must run alone."""
+
+POSTPONE = text("""
+    WITH waiting AS (
+        SELECT id FROM jobs
+        WHERE id = ANY(CAST(:job_ids AS uuid[])) AND status = 'queued' AND dispatched_at IS NOT NULL
+        ORDER BY id FOR UPDATE
+    )
+    UPDATE jobs SET dispatched_at = NULL, next_attempt_at = now() + make_interval(secs => :delay_s)
+    FROM waiting WHERE jobs.id = waiting.id
+""")
+"""Take jobs out of their queue's window that were published and not claimed; they are published again later."""
 
 NO_MONEY = FailureCode.BUDGET_EXCEEDED.value
 
@@ -218,7 +243,9 @@ RESCUE = text(f"""
         SELECT j.id,
                CASE WHEN j.cancel_requested_at IS NOT NULL THEN 'cancelled'
                     WHEN j.expires_at <= now() THEN 'expired'
-                    WHEN j.rescues + 1 >= :max_deliveries THEN 'failed'
+                    WHEN j.rescues + 1 >= :max_deliveries
+                         + CASE WHEN j.queue = ANY(CAST(:local_queues AS text[])) THEN {DEATHS_IN_COMPANY} ELSE 0 END
+                         THEN 'failed'
                     ELSE 'queued' END AS target
         FROM jobs j JOIN lost ON lost.id = j.id
     ), taken_back AS (
@@ -238,10 +265,11 @@ RESCUE = text(f"""
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM taken_back WHERE status <> 'queued'
     ), moved AS ({MOVED}), {count_ended("taken_back", "e.status <> 'queued'")}
     SELECT id, status FROM taken_back
-""").bindparams(free=None)
+""").bindparams(free=None, local_queues=[])
 """Take back the jobs whose worker is gone: to the queue at once the first time, then after a growing
-pause, and to ``failed`` when ``max_deliveries`` workers vanished under them. Those that end release their
-reservations. What their attempts may have cost was booked before (:mod:`models.lost`)."""
+pause, and to ``failed`` when ``max_deliveries`` workers vanished under them; of local models, when so many did after
+those in company. Those that end release their reservations. What their attempts may have cost was booked before
+(:mod:`models.lost`)."""
 
 SELECT_HELD = text("""
     SELECT id AS job_id, attempt_id, cancel_requested_at IS NOT NULL AS cancel_requested

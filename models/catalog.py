@@ -29,6 +29,8 @@ AUTO = "auto"
 log = structlog.get_logger()
 
 Pool = Literal["cpu", "gpu", "remote"]
+LOCAL_POOLS: frozenset[Pool] = frozenset({"cpu", "gpu"})
+"""Pools whose workers run models in their own process, which a job may therefore kill."""
 SplitMode = Literal["none", "layer", "row"]
 Switch = Literal["auto", "on", "off"]
 Strategy = Literal["cost", "speed", "quality", "balanced"]
@@ -129,6 +131,9 @@ class MockBehaviour(_Entry):
     input_tokens: int = Field(default=10, ge=0)
     output_tokens: int = Field(default=10, ge=0)
     record: Path | None = Field(default=None, description="Append each call to this file, for fault tests.")
+    fault: Literal["crash", "stall"] | None = Field(
+        default=None, description="Each call ends its process, or stops its interpreter, for fault tests."
+    )
 
 
 class PriceFrom(_Entry):
@@ -268,6 +273,11 @@ class Catalog(_Entry):
     def queues(self) -> tuple[str, ...]:
         """Every queue that carries jobs, sorted."""
         return tuple(sorted({tier.queue for tier in self.tiers.values()}))
+
+    @cached_property
+    def local_queues(self) -> tuple[str, ...]:
+        """The queues of the pools of local models, sorted."""
+        return tuple(sorted({tier.queue for tier in self.tiers.values() if tier.pool in LOCAL_POOLS}))
 
     @cached_property
     def pools_in_use(self) -> dict[Pool, PoolConfig]:

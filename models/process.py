@@ -60,13 +60,18 @@ has not claimed: touching them tells the relay that their message is not lost.
 
 DEREGISTER = text("DELETE FROM processes WHERE id = :id")
 
-REAP = text("""
-    DELETE FROM processes
-    WHERE lease_expires_at < now()
-      AND pg_postmaster_start_time() < now() - make_interval(secs => :outage_grace_s)
-    RETURNING id, role, name
+DEREGISTER_NAMED = text("DELETE FROM processes WHERE name = :name")
+"""Remove a process that is known to have ended, without waiting for its lease."""
+
+SELECT_CONTACT = text("""
+    SELECT clock_timestamp() AS at, current_setting('transaction_read_only')::boolean AS read_only,
+           EXISTS (SELECT FROM processes WHERE role = 'worker' AND lease_expires_at > now()) AS any_worker
 """)
-"""Remove the processes whose lease has run out; not right after Postgres was away, when none could beat."""
+"""The time by Postgres's clock, whether it takes writes, and whether any worker renews its lease."""
+
+REAP = text("DELETE FROM processes WHERE lease_expires_at < now() RETURNING id, role, name")
+"""Remove the processes whose lease has run out; not right after Postgres was away, when none could beat
+(:class:`workers.reaper.Reaper`)."""
 
 SELECT_LIVE = text("""
     SELECT role, name, queues, capacity, in_flight, started_at, lease_expires_at

@@ -7,7 +7,9 @@ import sys
 from typing import Any
 from uuid import UUID
 
+import structlog
 from celery import Celery, bootsteps
+from celery.exceptions import Reject
 from kombu import Queue
 from kombu.transport import redis as redis_transport
 
@@ -21,6 +23,8 @@ TASK = "headrace.run_jobs"
 _VISIBILITY_TIMEOUT_S = 3600
 _EVENTS_EVERY_S, _EVENTS_AT_A_TIME = 0.5, 1000
 
+log = structlog.get_logger()
+
 
 class HeadraceCelery(Celery):
     """The app; in a worker process it has a runner."""
@@ -28,9 +32,13 @@ class HeadraceCelery(Celery):
     runner: Runner | None = None
 
     def run_jobs(self, job_ids: list[str], *, rows: bool) -> None:
-        """Hand the jobs of one message to the runner and wait for their ends."""
+        """Hand the jobs of one message to the runner and wait for their ends.
+
+        Raises Reject when some were not claimed: the broker delivers the message again, to whoever can.
+        """
         assert self.runner is not None  # started before the worker consumes
-        self.runner.run([UUID(job_id) for job_id in job_ids], rows=rows)
+        if not self.runner.run([UUID(job_id) for job_id in job_ids], rows=rows):
+            raise Reject("this worker cannot claim its jobs now", requeue=True)
 
 
 def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types
@@ -90,8 +98,15 @@ class _QoS(redis_transport.QoS):
     restore_at_shutdown = False
 
     def ack(self, delivery_tag: str) -> None:
-        if not self.channel.closed and getattr(self.channel.connection, "client", None) is not None:
+        if self._is_connected():
             super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if self._is_connected():
+            super().reject(delivery_tag, requeue)
+
+    def _is_connected(self) -> bool:
+        return not self.channel.closed and getattr(self.channel.connection, "client", None) is not None
 
 
 redis_transport.Channel.QoS = _QoS
@@ -124,6 +139,39 @@ class RunnerStep(bootsteps.StartStopStep):
         worker.app.runner.stop()
 
 
+class ConsumingStep(bootsteps.StartStopStep):
+    """Consumes only while the runner can claim. A new connection to the broker starts consuming by itself, so each
+    start of this step looks again."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    _consuming = True
+
+    def start(self, consumer: Any) -> None:  # Any: Celery's Consumer
+        self._consuming = True
+        runner = consumer.app.runner
+        runner.listen(lambda may_consume: consumer.call_soon(self._apply, consumer))
+        if not runner.may_consume:
+            consumer.call_soon(self._apply, consumer)
+
+    def _apply(self, consumer: Any) -> None:  # Any: Celery's Consumer
+        """Start or stop consuming; called by Celery's own thread."""
+        is_running = consumer.blueprint.state == bootsteps.RUN  # type: ignore[attr-defined]  # its types lack it
+        if not is_running or consumer.task_consumer is None:
+            return
+        runner = consumer.app.runner
+        if runner.may_consume:
+            if not self._consuming:
+                log.warning("consuming.resumed")
+            consumer.task_consumer.consume()
+            self._consuming = True
+            return
+        if self._consuming:
+            log.warning("consuming.stopped", meaning="Postgres cannot be used; messages wait or go to other workers")
+        consumer.task_consumer.cancel()
+        self._consuming = False
+        runner.consuming_stopped()
+
+
 class EventsStep(bootsteps.StartStopStep):
     """Sends the events of tasks, which Flower shows, twice a second; Celery's way, with every turn of its loop, is a
     sixth of a busy worker's work."""
@@ -145,4 +193,4 @@ class EventsStep(bootsteps.StartStopStep):
 app = HeadraceCelery("headrace", include=["workers.tasks"])
 app.add_defaults(celery_config)
 app.steps["worker"].add(RunnerStep)
-app.steps["consumer"].add(EventsStep)
+app.steps["consumer"].update((ConsumingStep, EventsStep))

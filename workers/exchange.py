@@ -16,15 +16,17 @@ the minimal form refused too    the job stays this worker's and does not run aga
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
 import structlog
 from cachetools import TTLCache
 from sqlalchemy import RowMapping
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.attempt import CLAIM, FINISH, RELEASE, SNOOZE
+from models.attempt import CLAIM, FINISH, RELEASE, SELECT_SUSPECTS, SNOOZE
 from models.catalog import Catalog
 from models.database import WAITING_HELPS, DatabaseFailure, classify, describe, dump_json, fetch_all, transaction
 from models.errors import FailureCode, JobFailure
@@ -61,18 +63,36 @@ class Form(StrEnum):
     """Usage, price and cost; nothing else that Postgres could refuse."""
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A job that may have killed processes, and must run alone (:mod:`workers.isolation`)."""
+
+    job_id: UUID
+    tenant_id: UUID
+
+
 class Exchange:
     """Claims jobs and reports attempts; what runs at the same time shares one statement.
 
     ``writer`` is whose line of a batch's counts this process adds to. ``unreported`` are the attempts whose reports
-    Postgres refuses in every form: their jobs are held and must not be released.
+    Postgres refuses in every form: their jobs are held and must not be released. Suspects of
+    ``local_queues`` are not claimed.
     """
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, catalog: Catalog, lease: Lease) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        wakeups: Wakeups,
+        catalog: Catalog,
+        lease: Lease,
+        *,
+        local_queues: Collection[str] = (),
+    ) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._catalog = catalog
         self._lease = lease
+        self._local_queues = list(local_queues)
         self.writer = new_id()
         self.unreported: dict[UUID, asyncio.Task[None]] = {}
         self._providers = dump_json({name: llm.provider for name, llm in catalog.llms.items()})
@@ -92,8 +112,8 @@ class Exchange:
         self._apart: TTLCache[UUID, GroupCommit[Row, None]] = TTLCache(10_000, _APART_S)
         self._lanes = asyncio.Semaphore(_LANES)
 
-    async def claim(self, job_id: UUID, *, is_row: bool) -> Claim | None:
-        """Take a job under this process's lease, or None when it is not to be had."""
+    async def claim(self, job_id: UUID, *, is_row: bool) -> Claim | Suspect | None:
+        """Take a job under this process's lease; a suspect is not taken, and None is not to be had."""
         return await (self._claims_of_rows if is_row else self._claims).submit(job_id)
 
     async def report(self, report: Report) -> None:
@@ -173,12 +193,30 @@ class Exchange:
                     return False
             await asyncio.sleep(_RETRY_S)
 
-    async def _flush_claims(self, job_ids: Sequence[UUID]) -> Sequence[Claim | None]:
+    async def _flush_claims(self, job_ids: Sequence[UUID]) -> Sequence[Claim | Suspect | None]:
         offers = [{"job_id": job_id, "attempt_id": new_id()} for job_id in job_ids]
-        params = {"rows": dump_json(offers), "worker_id": self._lease.id, "providers": self._providers}
+        params = {
+            "rows": dump_json(offers),
+            "worker_id": self._lease.id,
+            "providers": self._providers,
+            "local_queues": self._local_queues,
+        }
         rows = await fetch_all(self._engine, CLAIM, params)
-        claims = {row["job_id"]: _to_claim(row) for row in rows}
-        return [claims.get(job_id) for job_id in job_ids]
+        found: dict[UUID, Claim | Suspect] = {row["job_id"]: _to_claim(row) for row in rows}
+        missing = [job_id for job_id in job_ids if job_id not in found]
+        if missing and self._local_queues:
+            found |= await self._find_suspects(missing)
+        return [found.get(job_id) for job_id in job_ids]
+
+    async def _find_suspects(self, job_ids: Sequence[UUID]) -> dict[UUID, Suspect]:
+        try:
+            params = {"job_ids": job_ids, "local_queues": self._local_queues}
+            rows = await fetch_all(self._engine, SELECT_SUSPECTS, params)
+        except (SQLAlchemyError, OSError) as error:
+            # The claims of the same group were made and must be answered; suspects are published again.
+            log.warning("suspects.unknown", error=str(error).partition("\n")[0])
+            return {}
+        return {row["id"]: Suspect(row["id"], row["tenant_id"]) for row in rows}
 
     async def _flush_apart(self, rows: Sequence[Row]) -> Sequence[None]:
         async with self._lanes:

@@ -1,4 +1,14 @@
-"""The lease of one process: registered at its start, renewed by its heartbeat, given back at its end."""
+"""The lease of one process: registered at its start, renewed by its heartbeat, given back at its end.
+
+::
+
+                 a beat succeeds
+     [ doubted ] ---------------> [ current ]
+          ^                            |
+          +--- a beat fails, half a lease passes without one, or a claim finds Postgres away
+
+While it is doubted, the process takes no new work: what it claims now could not be reported or renewed.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -25,6 +35,7 @@ class Lease:
     """One row of ``processes``, kept alive from one event loop.
 
     ``id`` changes when the lease was lost: what was claimed under the old one is no longer this process's.
+    ``on_change`` is called each time when the lease becomes current or doubted.
     """
 
     def __init__(
@@ -36,13 +47,17 @@ class Lease:
         queues: Collection[str],
         capacity: int,
         lease_s: float,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.id: UUID = new_id()
         self._engine = engine
         self._identity = {"role": role, "name": name, "queues": sorted(queues), "capacity": capacity}
         self._lease_s = lease_s
         self._registered = False
-        self._begun = asyncio.Event()
+        self._on_change = on_change
+        self._current = asyncio.Event()
+        self._tried = asyncio.Event()
+        self._doubt_timer: asyncio.TimerHandle | None = None
         self._reported: Report = ()
         self._soon = asyncio.Event()
 
@@ -62,18 +77,36 @@ class Lease:
             self._soon.clear()
             try:
                 await self._beat(in_flight(), waiting(), models(), on_lost)
+                self._confirm()
                 if after_beat is not None:
                     await after_beat()
                 delay_s = self._lease_s / 3
             except (SQLAlchemyError, OSError) as error:
-                log.warning("lease.beat_failed", error=str(error).splitlines()[0])
+                log.warning("lease.beat_failed", error=str(error).partition("\n")[0])
+                self._set_doubted()
                 delay_s = min(_RETRY_S, self._lease_s / 3)
+            self._tried.set()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._soon.wait(), delay_s)
 
-    async def begun(self) -> None:
-        """Wait until it is registered for the first time: before that no job can be claimed under it."""
-        await self._begun.wait()
+    @property
+    def is_current(self) -> bool:
+        """Whether the last beat succeeded, not more than half a lease ago."""
+        return self._current.is_set()
+
+    async def until_current(self) -> None:
+        """Wait until the lease is current."""
+        await self._current.wait()
+
+    async def tried(self) -> None:
+        """Wait until the first beat succeeded or failed."""
+        await self._tried.wait()
+
+    def doubt(self) -> None:
+        """Note that Postgres cannot be used; the next beat comes at once and tells whether it can again."""
+        if self.is_current:
+            self._set_doubted()
+            self.beat_soon()
 
     def beat_soon(self) -> None:
         """Let the next beat come at once, since there is something to tell."""
@@ -84,7 +117,20 @@ class Lease:
         try:
             await fetch_all(self._engine, DEREGISTER, {"id": self.id})
         except (SQLAlchemyError, OSError) as error:
-            log.warning("lease.not_given_back", error=str(error).splitlines()[0])
+            log.warning("lease.not_given_back", error=str(error).partition("\n")[0])
+
+    def _confirm(self) -> None:
+        if self._doubt_timer is not None:
+            self._doubt_timer.cancel()
+        self._doubt_timer = asyncio.get_running_loop().call_later(self._lease_s / 2, self._set_doubted)
+        if not self.is_current:
+            self._current.set()
+            self._on_change()
+
+    def _set_doubted(self) -> None:
+        if self.is_current:
+            self._current.clear()
+            self._on_change()
 
     async def _beat(
         self, in_flight: int, waiting: Collection[UUID], models: Report, on_lost: Callable[[], None]
@@ -92,7 +138,6 @@ class Lease:
         if not self._registered:
             await fetch_all(self._engine, REGISTER, {"id": self.id, "lease_s": self._lease_s, **self._identity})
             self._registered, self._reported = True, ()
-            self._begun.set()
             if models:
                 self._soon.set()
             return

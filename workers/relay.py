@@ -33,8 +33,10 @@ from workers.dispatcher import Dispatcher
 from workers.feeder import Feeder
 from workers.lease import Lease
 from workers.publisher import BrokerUnavailable, Publisher
+from workers.reaper import Reaper
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
+from workers.stalls import end_if_stalled
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
@@ -57,6 +59,7 @@ class Relay:
         self._settings = settings
         self._catalog = catalog
         self._queues = list(catalog.queues)
+        self._local_queues = catalog.local_queues
         self._publisher = publisher
         self._engine = create_engine(settings.database_url, name="relay", pool_size=4)
         # A mark that a crash of Postgres undoes is a message sent twice, and rows that it undoes are fed again: not
@@ -88,14 +91,16 @@ class Relay:
         rescuer = Rescuer(
             self._engine,
             wakeups,
-            lease_s=self._settings.lease_s,
             max_deliveries=self._settings.max_deliveries,
+            local_queues=self._local_queues,
             writer=self._writer,
             catalog=self._catalog,
         )
+        reaper = Reaper(self._engine, lease_s=self._settings.lease_s, on_gone=rescuer.rescue)
         keeper = BatchKeeper(self._engine, wakeups, writer=self._writer)
         try:
             async with asyncio.TaskGroup() as duties:
+                duties.create_task(end_if_stalled(self._settings.stalled_s, self._settings.alive_file))
                 duties.create_task(lease.keep())
                 duties.create_task(self._listen(wakeups))
                 duties.create_task(self._dispatch_forever(self._singles, self._woken))
@@ -104,6 +109,7 @@ class Relay:
                 duties.create_task(_every(self._settings.poll_s, "batches", keeper.look))
                 duties.create_task(_every(self._settings.poll_s, "files", keeper.measure))
                 duties.create_task(_every(self._settings.republish_s / 2, "stale", self._republish_stale))
+                duties.create_task(_every(self._settings.lease_s / Reaper.LOOKS, "reap", reaper.look))
                 duties.create_task(_every(self._settings.lease_s / 6, "rescue", rescuer.sweep))
                 duties.create_task(_every(self._settings.lease_s / 2, "unserved", self._tell_of_unserved))
         finally:

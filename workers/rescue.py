@@ -1,9 +1,10 @@
-"""The rescuer: takes back what dead processes held, ends what is past its time, and folds what was settled into
-the budgets.
+"""The rescuer: takes back what processes held that :mod:`workers.reaper` removed, ends what is past its time, and folds
+what was settled into the budgets.
 
 Several may run at once. Each pass is bounded and repeated until nothing is left.
 """
 
+from collections.abc import Collection
 from time import monotonic
 from uuid import UUID
 
@@ -19,7 +20,6 @@ from models.errors import FailureCode, JobFailure
 from models.event import RAISE_ANOMALIES
 from models.file import SWEEP_FILES
 from models.job import EXPIRE_JOBS
-from models.process import REAP
 from models.wakeups import DUE, FINISHED, Wakeups
 from workers.lostwork import LostWork
 
@@ -35,22 +35,21 @@ log = structlog.get_logger()
 
 
 class Rescuer:
-    """Rescues jobs of processes whose lease ran out, expires jobs, and keeps budgets and their events current."""
+    """Rescues jobs of processes that are gone, expires jobs, and keeps budgets and their events current."""
 
     def __init__(
         self,
         engine: AsyncEngine,
         wakeups: Wakeups,
         *,
-        lease_s: float,
         max_deliveries: int,
+        local_queues: Collection[str],
         writer: UUID,
         catalog: Catalog,
         anomaly_s: float = ANOMALY_S,
     ) -> None:
         self._engine = engine
         self._wakeups = wakeups
-        self._lease_s = lease_s
         self._anomaly_s = anomaly_s
         self._look_at = 0.0
         self._lost = LostWork(engine, catalog, writer=writer, grace_s=EXPIRY_GRACE_S)
@@ -59,6 +58,7 @@ class Rescuer:
         self._rescue_params: Params = {
             "limit": BATCH,
             "max_deliveries": max_deliveries,
+            "local_queues": list(local_queues),
             "writer": writer,
             "free": self._lost.free,
             "max_deliveries_error": dump_json(killer.as_wire()),
@@ -73,14 +73,8 @@ class Rescuer:
         }
 
     async def sweep(self) -> None:
-        """One pass over dead processes, their jobs, and expired jobs."""
-        for process in await fetch_all(self._engine, REAP, {"outage_grace_s": self._lease_s / 2}):
-            log.warning("process.gone", role=process["role"], name=process["name"])
-        if booked := await self._lost.book():
-            log.warning("jobs.estimated", jobs=booked)
-        rescued = await self._repeat(RESCUE, self._rescue_params)
-        if rescued:
-            log.warning("jobs.rescued", jobs=rescued)
+        """One pass over the jobs of dead processes, and expired jobs."""
+        await self.rescue()
         await self._repeat(EXPIRE_JOBS, self._expire_params)
         await fetch_all(self._engine, FOLD)
         await fetch_all(self._engine, SWEEP_FILES, {"limit": FILES_AT_ONCE})
@@ -88,6 +82,14 @@ class Rescuer:
             self._look_at = monotonic() + self._anomaly_s
             await fetch_all(self._engine, SWEEP_ORPHANS)
             await fetch_all(self._engine, RAISE_ANOMALIES)
+
+    async def rescue(self) -> None:
+        """Take back the jobs of processes that are gone, once what they may have cost is booked."""
+        if booked := await self._lost.book():
+            log.warning("jobs.estimated", jobs=booked)
+        rescued = await self._repeat(RESCUE, self._rescue_params)
+        if rescued:
+            log.warning("jobs.rescued", jobs=rescued)
 
     async def _repeat(self, statement: TextClause, params: Params) -> int:
         total = 0

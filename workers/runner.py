@@ -2,6 +2,9 @@
 
 Celery's threads bring messages (:meth:`Runner.run`) and wait; the loop claims, runs and reports. A loop carries
 hundreds of calls that wait on sockets, and lets claims and reports that coincide share a statement.
+
+When Postgres cannot be used, the process stops consuming and gives the messages of jobs that it has not claimed back
+to the broker, for workers that can; what it runs it keeps, and reports when Postgres is back.
 """
 
 import asyncio
@@ -10,6 +13,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from models.attempt import SELECT_HELD
 from models.catalog import Catalog
-from models.database import create_engine, describe, fetch_all
+from models.database import WAITING_HELPS, DatabaseFailure, classify, create_engine, describe, fetch_all
 from models.pauses import keep_pauses_short
 from models.shared import Shared
 from models.texts import TextSender
@@ -27,43 +31,86 @@ from workers.breaker import Breakers
 from workers.engine.host import EngineHost, HostOptions
 from workers.engine.memory import Thresholds
 from workers.engine.reports import MemoryChange
-from workers.exchange import Exchange
+from workers.engine.watchdog import end_process
+from workers.exchange import Exchange, Suspect
 from workers.execution import Attempt, Claim, StopReason
 from workers.gate import Gate
+from workers.isolation import Isolation
 from workers.lease import Lease
 from workers.notices import Notices
 from workers.permits import Permits
 from workers.places import Places
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
+from workers.stalls import end_if_stalled
 
 _REPORT_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 5.0
+"""How long the start waits for the first beat, so that a healthy process starts with a current lease."""
+
+_CUT_OFF = frozenset({DatabaseFailure.AWAY, DatabaseFailure.READ_ONLY, DatabaseFailure.FULL})
+"""Failures of a claim that no other claim of this process would escape."""
+
+_CLAIM_AGAIN = WAITING_HELPS | {DatabaseFailure.TIMEOUT}
+_CLAIM_RETRY_S = 0.5
 _SWITCH_INTERVAL_S = 0.001
 """How long Celery's threads may keep the loop waiting for the interpreter; Python's own 5 ms add up in every call."""
 
 log = structlog.get_logger()
 
 
+@dataclass(slots=True, eq=False)
+class _Message:
+    """The jobs of one message: ``waiting`` have no place yet, ``unclaimed`` no answer to their claim.
+
+    ``returned`` is done when the message goes back to the broker with what is unclaimed.
+    """
+
+    waiting: deque[UUID]
+    unclaimed: set[UUID]
+    rows: bool
+    returned: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
 class Runner:
-    """Runs the jobs of one worker process, at most ``capacity`` at a time, on a thread of its own."""
+    """Runs the jobs of one worker process, at most ``capacity`` at a time, on a thread of its own.
+
+    An ``isolated`` one runs suspects, one at a time; any other leaves those of local models to a spare process.
+    """
 
     def __init__(
-        self, settings: WorkerSettings, catalog: Catalog, *, name: str, queues: Collection[str], capacity: int
+        self,
+        settings: WorkerSettings,
+        catalog: Catalog,
+        *,
+        name: str,
+        queues: Collection[str],
+        capacity: int,
+        isolated: bool = False,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._capacity = capacity
         self._queues = queues
         self._name = name
+        self._local_queues = [] if isolated else sorted(set(queues) & set(catalog.local_queues))
         self._engine = create_engine(settings.database_url, name=name, pool_size=4)
         self._lease = Lease(
-            self._engine, role="worker", name=name, queues=queues, capacity=capacity, lease_s=settings.lease_s
+            self._engine,
+            role="isolated" if isolated else "worker",
+            name=name,
+            queues=queues,
+            capacity=capacity,
+            lease_s=settings.lease_s,
+            on_change=self._tell_consumer,
         )
         self._places = Places(capacity)
         self._waiting: Counter[UUID] = Counter()
         self._running: dict[UUID, Attempt] = {}
         self._suspects: set[UUID] = set()
-        self._messages: set[asyncio.Task[None]] = set()
+        self._messages: set[_Message] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_consuming: Callable[[bool], None] | None = None
         self._drain_task: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -74,16 +121,30 @@ class Runner:
         """Start the loop and the heartbeat."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._thread.start()
-        self._ready.wait()
+        self._ready.wait(_START_TIMEOUT_S)
         keep_pauses_short()
 
-    def run(self, job_ids: Collection[UUID], *, rows: bool) -> None:
+    def run(self, job_ids: Collection[UUID], *, rows: bool) -> bool:
         """Run the jobs of one message and wait for their ends; called from Celery's threads.
 
         Jobs that are not to be had (finished, claimed by another, not due) are passed over. ``rows`` of batches let
-        single jobs go first (:mod:`workers.places`).
+        single jobs go first (:mod:`workers.places`). False: some were not claimed, and the broker shall deliver the
+        message again.
         """
-        asyncio.run_coroutine_threadsafe(self._run_message(job_ids, rows), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._run_message(job_ids, rows), self._loop).result()
+
+    @property
+    def may_consume(self) -> bool:
+        """Whether this process can claim what it takes from the broker."""
+        return self._lease.is_current
+
+    def listen(self, on_consuming: Callable[[bool], None]) -> None:
+        """Have changes of :attr:`may_consume` told, from the loop's thread; :meth:`consuming_stopped` answers."""
+        self._on_consuming = on_consuming
+
+    def consuming_stopped(self) -> None:
+        """Note that no message comes any more: those with unclaimed jobs can go back; from any thread."""
+        self._loop.call_soon_threadsafe(self._return_if_doubted)
 
     def drain(self) -> None:
         """Take nothing new, and give running jobs back to the queue after the grace period."""
@@ -123,31 +184,46 @@ class Runner:
             self._breakers = Breakers(shared, self._catalog.breaker, self._catalog.llms)
             self._permits = Permits(shared, self._catalog)
             self._gate = Gate(self._breakers, self._permits)
-            self._exchange = Exchange(self._engine, self._wakeups, self._catalog, self._lease)
+            self._exchange = Exchange(
+                self._engine, self._wakeups, self._catalog, self._lease, local_queues=self._local_queues
+            )
             stack.callback(self._exchange.close)
+            self._isolation = Isolation(
+                self._engine,
+                worker=self._name,
+                capacity=self._capacity,
+                stop_s=self._settings.drain_s + _REPORT_TIMEOUT_S,
+            )
             stack.push_async_callback(self._lease.give_back)
             duties = [asyncio.create_task(duty) for duty in self._duties()]
+            await self._lease.tried()
             self._ready.set()
-            await self._stopping.wait()
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([stopping, *duties], return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                _end_for_lack_of(duties)
             await self._start_draining()
             for duty in duties:
                 duty.cancel()
             await asyncio.wait(duties)
+            await self._isolation.close()
 
     def _duties(self) -> list[Coroutine[Any, Any, None]]:  # Any: the types of a coroutine's sends
         heartbeat = self._lease.keep(
             in_flight=lambda: len(self._running),
-            waiting=lambda: list(self._waiting),
+            waiting=lambda: [*self._waiting, *self._isolation.waiting],
             models=lambda: [model.as_wire() for model in self._host.loaded],
             after_beat=self._reconcile,
             on_lost=self._abandon_all,
         )
         return [
             heartbeat,
+            end_if_stalled(self._settings.stalled_s, self._settings.alive_file),
             self._hear_cancellations(),
             self._breakers.keep(),
             self._permits.keep(),
             self._host.keep(),
+            self._isolation.keep(),
             self._notices.keep(),
         ]
 
@@ -158,47 +234,95 @@ class Runner:
     def _draining(self) -> bool:
         return self._drain_task is not None
 
-    async def _run_message(self, job_ids: Collection[UUID], rows: bool) -> None:
-        message = asyncio.create_task(self._run(job_ids, rows))
+    async def _run_message(self, job_ids: Collection[UUID], rows: bool) -> bool:
+        message = _Message(deque(job_ids), set(job_ids), rows)
         self._messages.add(message)
-        message.add_done_callback(self._messages.discard)
-        await asyncio.wait([message])
-
-    async def _run(self, job_ids: Collection[UUID], rows: bool) -> None:
-        pending = deque(job_ids)
-        self._waiting.update(pending)
-        attempts: list[asyncio.Task[None]] = []
+        self._waiting.update(message.unclaimed)
+        work = self._start(self._work(message))
+        if self._draining:
+            message.returned.set_result(None)
+        elif not self.may_consume:
+            self._tell_consumer()  # it came although consuming was stopped
         try:
-            await self._lease.begun()
-            while pending:
-                places = await self._places.take(len(pending), single=not rows)
-                if self._draining:
-                    for _ in range(places):
-                        self._places.give_back(single=not rows)
-                    return
-                attempts += [asyncio.create_task(self._run_one(pending.popleft(), rows)) for _ in range(places)]
+            await asyncio.wait([work, message.returned], return_when=asyncio.FIRST_COMPLETED)
+            if message.returned.done():
+                work.cancel()  # what has a place goes on in tasks of its own
+            return not message.unclaimed
         finally:
-            self._waiting -= Counter(pending)
-            if attempts:
-                await asyncio.wait(attempts)
+            self._messages.discard(message)
+            for job_id in set(message.unclaimed):
+                self._note_claimed(message, job_id)
 
-    async def _run_one(self, job_id: UUID, is_row: bool) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:  # Any: the types of a coroutine's sends
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _work(self, message: _Message) -> None:
+        jobs: list[asyncio.Task[None]] = []
+        single = not message.rows
+        while message.waiting:
+            await self._lease.until_current()
+            places = await self._places.take(len(message.waiting), single=single)
+            if not self._lease.is_current:
+                for _ in range(places):
+                    self._places.give_back(single=single)
+                continue
+            jobs += [self._start(self._run_one(message, message.waiting.popleft())) for _ in range(places)]
+        if jobs:
+            await asyncio.wait(jobs)
+
+    async def _run_one(self, message: _Message, job_id: UUID) -> None:
         try:
-            claim = await self._claim(job_id, is_row)
-            if claim is not None:
+            claim = await self._claim(message, job_id)
+            if isinstance(claim, Suspect):
+                await self._isolation.take(claim)
+            elif claim is not None:
                 await self._attempt(claim)
         finally:
-            self._places.give_back(single=not is_row)
+            self._places.give_back(single=not message.rows)
 
-    async def _claim(self, job_id: UUID, is_row: bool) -> Claim | None:
-        try:
-            return await self._exchange.claim(job_id, is_row=is_row)
-        except (SQLAlchemyError, OSError) as error:
-            # Nothing is lost: the relay publishes the job again, or the reconciliation gives it back.
-            log.warning("claim.failed", job_id=job_id.hex, error=str(error).splitlines()[0])
-            return None
-        finally:
+    async def _claim(self, message: _Message, job_id: UUID) -> Claim | Suspect | None:
+        """Claim a job, and again while Postgres cannot be asked, until its message has gone back to the broker."""
+        while not message.returned.done():
+            if not self._lease.is_current:
+                await asyncio.sleep(_CLAIM_RETRY_S)
+                continue
+            try:
+                claim = await self._exchange.claim(job_id, is_row=message.rows)
+            except (SQLAlchemyError, OSError) as error:
+                failure = classify(error)
+                log.warning("claim.failed", job_id=job_id.hex, failure=failure, error=str(error).partition("\n")[0])
+                if failure not in _CLAIM_AGAIN:
+                    # Nothing is lost: the relay publishes the job again, or the reconciliation gives it back.
+                    self._note_claimed(message, job_id)
+                    return None
+                if failure in _CUT_OFF:
+                    self._lease.doubt()
+                await asyncio.sleep(_CLAIM_RETRY_S)
+            else:
+                self._note_claimed(message, job_id)
+                return claim
+        return None
+
+    def _note_claimed(self, message: _Message, job_id: UUID) -> None:
+        if job_id in message.unclaimed:
+            message.unclaimed.discard(job_id)
             self._waiting -= Counter([job_id])
+
+    def _tell_consumer(self) -> None:
+        if self._on_consuming is not None:
+            self._on_consuming(self.may_consume)
+
+    def _return_if_doubted(self) -> None:
+        if not self._lease.is_current:
+            self._return_messages()
+
+    def _return_messages(self) -> None:
+        for message in self._messages:
+            if message.unclaimed and not message.returned.done():
+                message.returned.set_result(None)
 
     async def _attempt(self, claim: Claim) -> None:
         attempt = Attempt(claim, self._catalog, self._providers, self._gate, self._text_writer(claim))
@@ -255,19 +379,29 @@ class Runner:
 
     def _start_draining(self) -> "asyncio.Task[None]":
         if self._drain_task is None:
+            self._return_messages()
+            self._isolation.drain()
             self._drain_task = asyncio.create_task(self._drain())
         return self._drain_task
 
     async def _drain(self) -> None:
-        if self._messages:
-            await asyncio.wait(self._messages, timeout=self._settings.drain_s)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
         for attempt in self._running.values():
             attempt.stop(StopReason.RELEASED)
-        if self._messages:
-            _, stuck = await asyncio.wait(self._messages, timeout=_REPORT_TIMEOUT_S)
+        if self._tasks:
+            _, stuck = await asyncio.wait(self._tasks, timeout=_REPORT_TIMEOUT_S)
             # Postgres is away: their reports are lost with this process, and their leases run out.
-            for message in stuck:
-                message.cancel()
+            for task in stuck:
+                task.cancel()
+
+
+def _end_for_lack_of(duties: Collection[asyncio.Task[None]]) -> None:
+    """End the process when a duty has ended: without its heartbeat, say, it would live on and hold nothing."""
+    ended = [task for task in duties if task.done()]
+    errors = [None if task.cancelled() else task.exception() for task in ended]
+    log.critical("worker.duty_ended", duties=[repr(task.get_coro()) for task in ended], errors=list(map(repr, errors)))
+    end_process()
 
 
 def _host_options(settings: WorkerSettings, capacity: int) -> HostOptions:

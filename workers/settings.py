@@ -1,5 +1,6 @@
 """Settings of the processes that do the work."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,10 @@ class WorkSettings(StoreSettings, CatalogSettings):
         description="Seconds without a heartbeat after which a process counts as gone; it beats every third.",
     )
 
+    alive_file: Path | None = Field(
+        default=None, description="A file that is touched while the process's event loop moves, for health checks."
+    )
+
     @property
     def broker(self) -> str:
         return self.broker_url or self.redis_url
@@ -25,6 +30,11 @@ class WorkSettings(StoreSettings, CatalogSettings):
     @property
     def heartbeat_s(self) -> float:
         return self.lease_s / 3
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the event loop may stand still; longer than a lease, and than a machine's short pauses."""
+        return self.lease_s + 15
 
     @property
     def republish_s(self) -> float:
@@ -82,5 +92,6 @@ class RelaySettings(WorkSettings):
     max_deliveries: int = Field(
         default=5,
         ge=1,
-        description="Workers that may vanish under a job before it is failed as their killer.",
+        description="Workers that may vanish under a job before it is failed as their killer; of a local model, while"
+        " the job runs alone, as it does after two deaths in company.",
     )

@@ -66,7 +66,7 @@ def with_bench(
         exchange = Exchange(engine, wakeups, catalog, lease)
         await put_budget(engine, database, limit)
         claim = await exchange.claim(await reserve(engine, database), is_row=False)
-        assert claim is not None
+        assert isinstance(claim, Claim)
         await act(Bench(database, exchange, claim))
         await wakeups.close()
         await engine.dispose()

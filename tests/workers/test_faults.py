@@ -144,10 +144,10 @@ def test_a_message_that_comes_before_its_workers_lease_is_not_passed_over(
         blocker.execute("LOCK TABLE processes IN EXCLUSIVE MODE")
         publisher = Publisher(app)
         publisher.publish("mock", [Message(ids, rows=False)])
-        stack.worker()
-        wait_until(lambda: publisher.depth("mock") == 0)
-        time.sleep(0.5)
-        assert database.count("queued") == 20
+        worker = stack.worker()
+        blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%processes%%'"
+        wait_until(lambda: database.value(blocked) > 0)
+        assert (database.count("queued"), worker.poll()) == (20, None)
         blocker.rollback()
         database.wait_until_finished()
     database.assert_each_completed_once(20)
@@ -183,7 +183,7 @@ def test_two_relays_share_the_work(stack: Stack, database: Database) -> None:
 
 
 def test_a_job_that_kills_its_workers_fails_after_max_deliveries(stack: Stack, database: Database) -> None:
-    stack.catalog({"echo": {"mock": {"latency_s": 60}}})
+    stack.catalog({"echo": {"pool": "remote", "mock": {"latency_s": 60}}})
     stack.settings["HEADRACE_MAX_DELIVERIES"] = "2"
     stack.relay()
     database.submit(["poison"])

@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import ctypes
 import math
+import os
 import random
 import re
+import signal
 import struct
 
 from models.catalog import LLM
@@ -12,6 +15,7 @@ from models.errors import FailureCode
 from workers.providers.base import Embedding, EmbeddingRequest, Generation, GenerationRequest, Meter, ProviderError
 
 _DIMENSIONS = 8
+_STALL_S = 3600
 _WORDS = re.compile(r"\S*\s*")
 
 
@@ -33,6 +37,7 @@ class MockProvider:
         if behaviour.latency_s:
             await asyncio.sleep(behaviour.latency_s)
         self._calls += 1
+        self._break_process()
         if self._fails():
             code = FailureCode(behaviour.error or "internal")
             raise ProviderError.of(code, f"mock: {code}", behaviour.retry_after_s)
@@ -66,6 +71,13 @@ class MockProvider:
         if behaviour.error is None or (behaviour.error_calls or self._calls) < self._calls:
             return False
         return random.random() < behaviour.error_rate
+
+    def _break_process(self) -> None:
+        match self._behaviour.fault:
+            case "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stall":
+                ctypes.PyDLL(None).sleep(_STALL_S)  # a native call that keeps the interpreter
 
     async def close(self) -> None:
         """Nothing to free."""
