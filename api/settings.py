@@ -1,7 +1,8 @@
 """What the front door can be told."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from api.access import parse_networks
 from models.settings import CatalogSettings, StoreSettings
 
 
@@ -45,3 +46,14 @@ class ApiSettings(StoreSettings, CatalogSettings):
         le=60,
         description="Seconds a submission is tried again when Postgres went away in mid-statement.",
     )
+    metrics_allow: str = Field(
+        default="127.0.0.0/8,::1/128",
+        description="Networks (CIDR, with commas between) from which `/metrics` and the parts of `/health` are shown"
+        " without an API key. The connection's own address counts, and none that came through a proxy.",
+    )
+
+    @field_validator("metrics_allow")
+    @classmethod
+    def _check_networks(cls, given: str) -> str:
+        parse_networks(given)
+        return given

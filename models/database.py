@@ -67,6 +67,9 @@ _SQLSTATES = {
 }
 """SQLSTATEs by PostgreSQL's table of error codes (appendix A of its manual), those of a class by its two digits."""
 
+_UNSTORABLE = frozenset({"22003", "22021", "22026", "22032", "22P02", "22P05"})
+"""SQLSTATEs of values that the column or the encoding cannot hold: out of range, bad characters, bad JSON."""
+
 WAITING_HELPS = frozenset(
     {
         DatabaseFailure.AWAY,
@@ -113,9 +116,29 @@ def _drop_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+class NotStorable(ValueError):
+    """A value that JSON text cannot carry: an integer beyond 64 bits, a lone surrogate."""
+
+
 def dump_json(value: object) -> str:
-    """JSON text of a value; Decimals become strings, so that money keeps its digits."""
-    return orjson.dumps(value, default=str).decode()
+    """JSON text of a value; Decimals become strings, so that money keeps its digits. Raises NotStorable."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError as error:
+        raise NotStorable(str(error)) from None
+
+
+def is_unstorable(error: BaseException) -> bool:
+    """Whether the error is that a value of the statement cannot be stored: U+0000, a number out of range, ...
+
+    Such a value came from outside, past a check that should have refused it: whoever sent it is to be told.
+    """
+    if isinstance(error, NotStorable | UnicodeEncodeError):
+        return True
+    if not isinstance(error, DBAPIError) or not isinstance(error.orig, psycopg.DataError):
+        return False
+    sqlstate: str | None = error.orig.sqlstate
+    return sqlstate is None or sqlstate in _UNSTORABLE
 
 
 async def fetch_all(engine: AsyncEngine, statement: Executable, params: Params | None = None) -> Sequence[RowMapping]:
@@ -177,8 +200,10 @@ def classify(error: BaseException) -> DatabaseFailure | None:
     return DatabaseFailure.AWAY if broken else DatabaseFailure.REFUSED
 
 
-SELECT_REVISION = text("SELECT version_num FROM alembic_version")
-"""The revision that the schema has."""
+SELECT_REVISION = text(
+    "SELECT version_num, current_setting('transaction_read_only') = 'on' AS read_only FROM alembic_version"
+)
+"""The revision that the schema has, and whether the server takes no writes, as a standby."""
 
 
 def alembic_config(url: str) -> Config:
@@ -198,3 +223,10 @@ def migrate(url: str) -> None:
 def newest_revision() -> str | None:
     """The revision that this code expects of the schema."""
     return ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
+def older_revisions() -> frozenset[str]:
+    """The revisions before the newest that this code knows. A revision that it does not know is a newer one: its
+    schema still serves this code, by the rule of expanding before contracting."""
+    script = ScriptDirectory(str(MIGRATIONS))
+    return frozenset(revision.revision for revision in script.walk_revisions()) - {script.get_current_head()}
