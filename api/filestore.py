@@ -12,7 +12,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.database import fetch_all, fetch_one, read_one
+from models.database import Read, fetch_all, fetch_one
 from models.errors import NotFound, Unavailable
 from models.file import (
     ADD_CHUNK,
@@ -73,13 +73,13 @@ class Upload:
         self._chunks += 1
 
 
-async def stored_chunks(engine: AsyncEngine, file_id: UUID, size: int) -> AsyncIterator[bytes]:
+async def stored_chunks(read: Read, file_id: UUID, size: int) -> AsyncIterator[bytes]:
     """The content of a stored file; raises NotFound when it is deleted meanwhile."""
     for number in range(-(-size // CHUNK_BYTES)):
-        row = await read_one(engine, SELECT_CHUNK, {"id": file_id, "number": number})
-        if row is None:
+        rows = await read(SELECT_CHUNK, {"id": file_id, "number": number})
+        if not rows:
             raise NotFound("The file was deleted while it was read.")
-        yield bytes(row["data"])
+        yield bytes(rows[0]["data"])
 
 
 def file_resource(row: RowMapping) -> Resource:

@@ -5,7 +5,7 @@ trip. Work that must be atomic is one statement (see :mod:`models.attempt`), or 
 with :func:`transaction`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
+Read = Callable[[Executable, Params], Awaitable[Sequence[RowMapping]]]
+"""Runs a statement that only reads, and may be run twice."""
+
 
 class DatabaseFailure(StrEnum):
     """What an error of Postgres means for whoever ran the statement; :func:`classify` decides."""
@@ -82,7 +85,16 @@ WAITING_HELPS = frozenset(
 """Failures after which the same statement, run again later, may succeed."""
 
 
-def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit: bool = True) -> AsyncEngine:
+def create_engine(
+    url: str,
+    *,
+    name: str,
+    pool_size: int = 5,
+    pool_timeout_s: float = 5,
+    statement_timeout_s: float = 30,
+    synchronous_commit: bool = True,
+    more_options: str = "",
+) -> AsyncEngine:
     """An engine whose connections give up on a dead server within seconds, and that drops a connection whose server
     became read-only; ``name`` shows in ``pg_stat_activity``."""
     engine = create_async_engine(
@@ -90,7 +102,7 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
         isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=5,
+        pool_timeout=pool_timeout_s,
         hide_parameters=True,  # they are prompts and keys, and errors are logged
         json_serializer=dump_json,
         json_deserializer=orjson.loads,
@@ -101,9 +113,9 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
             "keepalives_interval": 5,
             "keepalives_count": 2,
             "tcp_user_timeout": 15_000,
-            "options": "-c statement_timeout=30s -c lock_timeout=10s"
+            "options": f"-c statement_timeout={round(statement_timeout_s * 1000)} -c lock_timeout=10s"
             " -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
-            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}",
+            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}{more_options}",
         },
     )
     event.listen(engine.sync_engine, "handle_error", _drop_read_only)

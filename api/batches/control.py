@@ -8,6 +8,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.reserving import budget_exceeded
+from api.shares import Control
 from models.batch import BY_HAND, ENDED
 from models.batchcontrol import CANCEL_JOBS, LOCK_BATCH, PARK, PAUSE, RESUME, STOP, TELL, UNPARK
 from models.database import DatabaseFailure, classify, transaction
@@ -24,9 +25,10 @@ T = TypeVar("T")
 class BatchControl:
     """What callers do to their batches; each raises NotFound for another tenant's."""
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups) -> None:
+    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, control: Control) -> None:
         self._engine = engine
         self._wakeups = wakeups
+        self._control = control
 
     async def pause(self, tenant_id: UUID, batch_id: UUID) -> None:
         """Let no further row start; those that run go on. Raises BatchFinished and BatchBusy."""
@@ -41,7 +43,8 @@ class BatchControl:
             if batch["status"] == "in_progress":
                 await connection.execute(TELL, {"id": batch_id, "what": "paused"})
 
-        await self._surely(change)
+        async with self._control.one_of(tenant_id):
+            await self._surely(change)
 
     async def resume(self, tenant_id: UUID, batch_id: UUID) -> None:
         """Let rows start again, those too whose budget was short; raises BudgetExceeded where it still is,
@@ -57,7 +60,8 @@ class BatchControl:
             await connection.execute(UNPARK, {"id": batch_id})
             await connection.execute(TELL, {"id": batch_id, "what": "resumed"})
 
-        await self._surely(change)
+        async with self._control.long_one_of(tenant_id):
+            await self._surely(change)
         self._wakeups.announce(DUE)
 
     async def cancel(self, tenant_id: UUID, batch_id: UUID) -> None:
@@ -73,7 +77,8 @@ class BatchControl:
             asked = await connection.execute(CANCEL_JOBS, {"id": batch_id, "writer": BY_HAND})
             return list(asked.mappings())
 
-        jobs = await self._surely(change)
+        async with self._control.one_of(tenant_id):
+            jobs = await self._surely(change)
         for channel, status in ((FINISHED, "cancelled"), (CANCEL, "in_progress")):
             ids = [job["id"].hex for job in jobs if job["status"] == status]
             if ids:
@@ -91,7 +96,8 @@ class BatchControl:
             if not again.rows:
                 raise NothingToRetry(f"No row of the batch is {' or '.join(sorted(statuses))}.")
 
-        await self._surely(change)
+        async with self._control.long_one_of(tenant_id):
+            await self._surely(change)
         self._wakeups.announce(DUE)
 
     async def _surely(self, change: Callable[[AsyncConnection], Awaitable[T]]) -> T:

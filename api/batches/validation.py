@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from api.batches.requests import Error, RequestReader, error_of
 from api.batches.rows import BatchDraft, write_batch
 from api.filestore import stored_chunks
 from models.catalog import Catalog
-from models.database import WAITING_HELPS, classify, dump_json, fetch_all, read_one
+from models.database import WAITING_HELPS, classify, dump_json, fetch_all, read_all, read_one
 from models.errors import HeadraceError, Unavailable
 from models.routing import Router
 from models.validation import LOCK_UNREAD, REFUSE_BATCH, SELECT_TO_READ, UNLOCK_UNREAD
@@ -47,7 +48,7 @@ async def _read(engine: AsyncEngine, row: Row, catalog: Catalog, router: Router,
     if row["file_bytes"] is None:
         return [error_of("not_found", "The input file is deleted or has expired.", "input_file_id", None)]
     reader = RequestReader(draft := _draft(row), catalog, router)
-    content = stored_chunks(engine, row["input_file_id"], row["file_bytes"])
+    content = stored_chunks(partial(read_all, engine), row["input_file_id"], row["file_bytes"])
     try:
         await write_batch(engine, draft, reader.chunks(content), wakeups, distinct=True)
     except Unavailable:

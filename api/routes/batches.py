@@ -14,7 +14,7 @@ from api.openapi import answer, refusals
 from api.responses import json_response, listed
 from api.schemas.batches import BatchList, BatchResource
 from models.batch import LIST_BATCHES, SELECT_BATCH
-from models.database import read_all, read_one
+from models.database import read_one
 from models.errors import FieldProblem, NotFound, ValidationFailed
 from models.ids import BATCH, from_wire
 from models.rerun import NOT_COMPLETED
@@ -35,7 +35,7 @@ async def list_batches(
         message = "This is not the id of a batch."
         raise ValidationFailed(message, param="after", problems=[FieldProblem("after", message)])
     params = {"tenant_id": caller.tenant_id, "after": cursor, "limit": limit + 1, "rate_s": RATE_S}
-    rows = await read_all(services.engine, LIST_BATCHES, params)
+    rows = await services.reads.read_all(caller.tenant_id, LIST_BATCHES, params)
     return json_response(listed([batch_to_wire(row) for row in rows], limit))
 
 
@@ -89,14 +89,14 @@ async def batch_response(
 ) -> Response:
     """The resource of the caller's batch; raises NotFound, for another tenant's too."""
     params = {"id": batch_id, "tenant_id": caller.tenant_id, "rate_s": RATE_S}
-    row = await read_one(services.engine, SELECT_BATCH, params)
+    row = await read_one(services.pools.light, SELECT_BATCH, params)
     if row is None:
         raise NotFound("There is no such batch.")
     return json_response(batch_to_wire(row), status, headers)
 
 
 def _control(services: Services) -> BatchControl:
-    return BatchControl(services.engine, services.wakeups)
+    return BatchControl(services.pools.control, services.wakeups, services.control)
 
 
 def _statuses(status: str | None) -> set[str]:

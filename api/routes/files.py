@@ -16,7 +16,7 @@ from api.multipart import FileBegins, FormField, documented_form, form_pieces
 from api.openapi import answer, refusals
 from api.responses import attachment, json_response, listed
 from api.schemas.openai import MAX_FILE_EXPIRY_S, MIN_FILE_EXPIRY_S, FileDeleted, FileList, FileResource
-from models.database import fetch_one, read_all, read_one
+from models.database import fetch_one, read_one
 from models.errors import FieldProblem, NotFound, ValidationFailed
 from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE
 from models.ids import FILE, from_wire, to_wire
@@ -44,7 +44,7 @@ async def upload_file(request: Request) -> Response:
     """Upload a file for a batch: JSONL of OpenAI's form. An upload that is broken off leaves nothing."""
     services = services_of(request)
     caller = await services.authenticator.authenticate(request)
-    upload = Upload(services.engine)
+    upload = Upload(services.pools.files)
     try:
         row = await upload.finish(_expiry(await _receive(request, services, caller, upload)))
     except BaseException:
@@ -87,14 +87,14 @@ async def list_files(
     cursor = None if after is None else from_wire(FILE, after)
     _require(after is None or cursor is not None, "after", "This is not the id of a file.")
     params = {"tenant_id": caller.tenant_id, "purpose": purpose, "after": cursor, "limit": limit + 1}
-    rows = await read_all(services.engine, LIST_FILES[order], params)
+    rows = await services.reads.read_all(caller.tenant_id, LIST_FILES[order], params)
     return json_response(listed([file_resource(row) for row in rows], limit))
 
 
 @router.get("/{file_id}", responses={200: answer("The file.", FileResource), **refusals(404)})
 async def get_file(services: ServicesDep, caller: CallerDep, file_id: FileId) -> Response:
     """Read what is known of a file."""
-    row = await read_one(services.engine, SELECT_FILE, {"id": file_id, "tenant_id": caller.tenant_id})
+    row = await read_one(services.pools.light, SELECT_FILE, {"id": file_id, "tenant_id": caller.tenant_id})
     if row is None:
         raise NotFound("There is no such file.")
     return json_response(file_resource(row))
@@ -103,7 +103,10 @@ async def get_file(services: ServicesDep, caller: CallerDep, file_id: FileId) ->
 @router.delete("/{file_id}", responses={200: answer("It is deleted.", FileDeleted), **refusals(404)})
 async def delete_file(services: ServicesDep, caller: CallerDep, file_id: FileId) -> Response:
     """Delete a file. A batch that was made from it keeps its rows."""
-    if await fetch_one(services.engine, DELETE_FILE, {"id": file_id, "tenant_id": caller.tenant_id}) is None:
+    async with services.control.one_of(caller.tenant_id):
+        params = {"id": file_id, "tenant_id": caller.tenant_id}
+        deleted = await fetch_one(services.pools.control, DELETE_FILE, params)
+    if deleted is None:
         raise NotFound("There is no such file.")
     return json_response({"id": to_wire(FILE, file_id), "object": "file", "deleted": True})
 
@@ -111,16 +114,18 @@ async def delete_file(services: ServicesDep, caller: CallerDep, file_id: FileId)
 @router.get("/{file_id}/content", responses={200: {"description": "The content."}, **refusals(404)})
 async def get_content(services: ServicesDep, caller: CallerDep, file_id: FileId) -> Response:
     """Read a file's content, streamed. That of a batch's output is made from the batch's rows as they are now."""
-    row = await read_one(services.engine, SELECT_FILE, {"id": file_id, "tenant_id": caller.tenant_id})
+    row = await read_one(services.pools.light, SELECT_FILE, {"id": file_id, "tenant_id": caller.tenant_id})
     if row is None:
         raise NotFound("There is no such file.")
     content: AsyncIterator[bytes]
     headers = attachment(row["filename"])
     if row["content"] == "chunks":
-        content = stored_chunks(services.engine, file_id, row["bytes"])
+        content = stored_chunks(services.reads.of(caller.tenant_id), file_id, row["bytes"])
         headers["content-length"] = str(row["bytes"])
     else:
-        content = openai_lines(services.engine, row["batch_id"], failed=row["content"] == "batch_errors")
+        content = openai_lines(
+            services.reads.of(caller.tenant_id), row["batch_id"], failed=row["content"] == "batch_errors"
+        )
     return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
 
 

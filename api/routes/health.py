@@ -34,7 +34,7 @@ async def livez() -> Response:
 )
 async def readyz(services: ServicesDep) -> Response:
     """Whether this process can serve: Postgres and its schema; Redis is reported, and only hastens. A Postgres that
-    takes no writes (`read_only`) is `degraded`: what is recorded can be read, and submissions are told to come again."""
+    takes no writes (`read_only`) is `degraded`: what is recorded can be read, and submissions are to come again."""
     report = await services.health.stores()
     return json_response(report.as_wire(), 503 if report.status == "down" else 200)
 
@@ -47,8 +47,8 @@ async def readyz(services: ServicesDep) -> Response:
     },
 )
 async def health(request: Request, services: ServicesDep) -> Response:
-    """Every part: stores, schema, relay, a live worker for each queue, and each LLM's circuit breaker. Without a key, or
-    an address that may see the parts, the status alone."""
+    """Every part: stores, schema, relay, a live worker for each queue, and each LLM's circuit breaker. Without a key,
+    or an address that may see the parts, the status alone."""
     report = await services.health.everything()
     shown = report.as_wire() if await _may_see_parts(request, services) else {"status": report.status}
     return json_response(shown, 200 if report.status == "ok" else 503)

@@ -53,7 +53,7 @@ async def get_model(
 async def _loaded(services: Services) -> Loaded:
     """What each LLM's workers reported, by LLM, without the names of workers, which are those of hosts."""
     by_llm: defaultdict[str, list[Resource]] = defaultdict(list)
-    for row in await read_all(services.engine, SELECT_LOADED):
+    for row in await read_all(services.pools.light, SELECT_LOADED):
         for report in row["models"]:
             by_llm[report["llm"]].append({key: value for key, value in report.items() if key not in _NOT_TOLD})
     return by_llm

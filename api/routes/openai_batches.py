@@ -44,12 +44,12 @@ async def create_batch(request: Request) -> Response:
     body = await read_json_object(request, services.settings.max_body_bytes)
     wanted = _parse(body)
     request_hash = None if key is None else digest_of(body)
-    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+    made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
     if made is not None:
         return await batch_response(services, caller, made, headers=_REPLAYED)
     file_id = from_wire(FILE, wanted.input_file_id)
     params = {"id": file_id, "tenant_id": caller.tenant_id}
-    file = None if file_id is None else await read_one(services.engine, SELECT_FILE, params)
+    file = None if file_id is None else await read_one(services.pools.submit, SELECT_FILE, params)
     if file is None or file["content"] != "chunks":
         raise NotFound("There is no such file for a batch.", param="input_file_id")
     columns = _columns(wanted, caller) | {
@@ -57,10 +57,10 @@ async def create_batch(request: Request) -> Response:
         "idempotency_key": key,
         "request_hash": request_hash,
     }
-    if await fetch_all(services.engine, RECORD_BATCH, columns):
+    if await fetch_all(services.pools.submit, RECORD_BATCH, columns):
         await services.validators.take(columns["id"], file["bytes"])
         return await batch_response(services, caller, columns["id"])
-    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+    made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
     assert made is not None  # by the same request, which was sent twice at once
     return await batch_response(services, caller, made, headers=_REPLAYED)
 

@@ -100,7 +100,7 @@ async def upload_batch(request: Request) -> Response:
             if form.dry_run:
                 key = None  # it makes nothing
             request_hash = None if key is None else await asyncio.to_thread(_digest, filename, fields, file)
-            made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+            made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
             if made is not None:
                 return await _recorded(services, caller, made, headers, replayed=True)
             order = _order(services, caller, filename, fields, key, request_hash)
@@ -110,7 +110,7 @@ async def upload_batch(request: Request) -> Response:
     if taken.batch_id is not None:
         services.wakeups.announce(DUE)
         return await _recorded(services, caller, taken.batch_id, headers, replayed=False)
-    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+    made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
     assert made is not None  # by the same request, which was sent twice at once
     return await _recorded(services, caller, made, headers, replayed=True)
 
@@ -200,7 +200,7 @@ def _order(
 
 async def _estimated(services: Services, form: Form, taken: Taken) -> object:
     queue = services.catalog.queue_of(taken.route[0])
-    rows = await read_all(services.engine, SELECT_CAPACITY, {"queues": [queue]})
+    rows = await read_all(services.pools.light, SELECT_CAPACITY, {"queues": [queue]})
     return estimate(form, taken, services.catalog, services.vitals.llms, int(rows[0]["capacity"]))
 
 
