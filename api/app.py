@@ -124,7 +124,8 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
     submitter = Submitter(
         pools.submit, wakeups, group_limit=settings.submit_group_limit, retry_s=settings.submit_retry_s
     )
-    validators = Validators(settings, pools.files, wakeups, catalog, vitals)
+    limiter = RateLimiter(catalog.plans, counters)
+    validators = Validators(settings, pools.files, wakeups, catalog, vitals, limiter)
     duties = (waiters.listen(), waiters.sweep(), vitals.watch(), feeds.listen(), validators.watch())
     background = [asyncio.create_task(duty) for duty in duties]
     try:
@@ -138,7 +139,7 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
             catalog=catalog,
             catalog_changed_at=int((settings.catalog or SHIPPED).stat().st_mtime),
             authenticator=Authenticator(pools.submit, cache_s=settings.api_key_cache_s),
-            limiter=RateLimiter(catalog.plans, counters),
+            limiter=limiter,
             submitter=submitter,
             waiters=waiters,
             feeds=feeds,

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.batches.quotas import RowQuota
 from api.reserving import budget_exceeded
 from api.shares import Control
 from models.batch import BY_HAND, ENDED
@@ -85,19 +86,27 @@ class BatchControl:
                 self._wakeups.announce(channel, ids)
         self._wakeups.announce(DUE)
 
-    async def retry(self, tenant_id: UUID, batch_id: UUID, statuses: Collection[str] = NOT_COMPLETED) -> None:
+    async def retry(
+        self, tenant_id: UUID, batch_id: UUID, quota: RowQuota, statuses: Collection[str] = NOT_COMPLETED
+    ) -> None:
         """Let the rows that ended so run again, with a fresh deadline if the batch had ended; raises BudgetExceeded,
-        NothingToRetry and BatchBusy."""
+        RateLimited, NothingToRetry and BatchBusy."""
 
         async def change(connection: AsyncConnection) -> None:
+            await quota.give_back()  # what a try before took, that met another's lock
             batch = await _lock(connection, tenant_id, batch_id)
             _allow(batch, "in_progress", "paused", "completed", "expired", "cancelled")
             again = _fits(await run_again(connection, batch, BY_HAND, statuses=statuses))
             if not again.rows:
                 raise NothingToRetry(f"No row of the batch is {' or '.join(sorted(statuses))}.")
+            await quota.take(sum(again.rows.values()), 0)
 
         async with self._control.long_one_of(tenant_id):
-            await self._surely(change)
+            try:
+                await self._surely(change)
+            except BaseException:
+                await quota.give_back()
+                raise
         self._wakeups.announce(DUE)
 
     async def _surely(self, change: Callable[[AsyncConnection], Awaitable[T]]) -> T:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from api.auth import Caller
 from api.batches.control import BatchControl
+from api.batches.quotas import RowQuota
 from api.batches.view import RATE_S, batch_to_wire
 from api.deps import BatchId, CallerDep, Services, ServicesDep
 from api.openapi import answer, refusals
@@ -69,7 +70,7 @@ async def cancel_batch(services: ServicesDep, caller: CallerDep, batch_id: Batch
     return await batch_response(services, caller, batch_id)
 
 
-@router.post("/{batch_id}/retry", responses={200: _BATCH, **refusals(402, 404, 409, 422)})
+@router.post("/{batch_id}/retry", responses={200: _BATCH, **refusals(402, 404, 409, 422, 429)})
 async def retry_batch(
     services: ServicesDep,
     caller: CallerDep,
@@ -80,7 +81,8 @@ async def retry_batch(
 ) -> Response:
     """Run the rows again that ended without an answer. They reserve anew, as a whole; a batch that had ended gets a
     fresh deadline."""
-    await _control(services).retry(caller.tenant_id, batch_id, _statuses(status))
+    quota = RowQuota(services.limiter, caller.plan, caller.api_key_id)
+    await _control(services).retry(caller.tenant_id, batch_id, quota, _statuses(status))
     return await batch_response(services, caller, batch_id)
 
 

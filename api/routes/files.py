@@ -1,6 +1,7 @@
 """Files, as OpenAI's Files API has them: the input of batches, and what batches give back."""
 
 from collections.abc import AsyncIterator
+from math import inf
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -16,10 +17,11 @@ from api.multipart import FileBegins, FormField, documented_form, form_pieces
 from api.openapi import answer, refusals
 from api.responses import attachment, json_response, listed
 from api.schemas.openai import MAX_FILE_EXPIRY_S, MIN_FILE_EXPIRY_S, FileDeleted, FileList, FileResource
-from models.database import fetch_one, read_one
-from models.errors import FieldProblem, NotFound, ValidationFailed
-from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE
+from models.database import fetch_one, read_all, read_one
+from models.errors import FieldProblem, NotFound, RateLimited, ValidationFailed
+from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE, SELECT_STORED
 from models.ids import FILE, from_wire, to_wire
+from models.plans import Plan
 
 _FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 _FORM = documented_form(
@@ -37,29 +39,54 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 @router.post(
     "",
-    responses={200: answer("The file.", FileResource), **refusals(413, 415, 422)},
+    responses={200: answer("The file.", FileResource, "RateLimit", "RateLimit-Policy"), **refusals(413, 415, 422, 429)},
     openapi_extra=_FORM,
 )
 async def upload_file(request: Request) -> Response:
     """Upload a file for a batch: JSONL of OpenAI's form. An upload that is broken off leaves nothing."""
     services = services_of(request)
     caller = await services.authenticator.authenticate(request)
+    limits = await services.limiter.admit_one(caller)
+    plan = services.limiter.plan(caller.plan) or Plan()
     upload = Upload(services.pools.files)
     try:
-        row = await upload.finish(_expiry(await _receive(request, services, caller, upload)))
+        fields = await _receive(request, services, caller, upload, await _room(services, caller, plan))
+        expires_in_s = _expiry(fields) or plan.files_expire_after_s
+        if upload.bytes > await _room(services, caller, plan):  # others may have come in meanwhile
+            raise _no_room(plan)
+        row = await upload.finish(expires_in_s)
     except BaseException:
         await upload.drop()
         raise
-    return json_response(file_resource(row))
+    return json_response(file_resource(row), headers=limits)
 
 
-async def _receive(request: Request, services: Services, caller: Caller, upload: Upload) -> dict[str, str]:
-    """Store the form's file; its fields."""
+async def _room(services: Services, caller: Caller, plan: Plan) -> float:
+    """The bytes that the plan leaves for one more file; raises RateLimited where it has room for none."""
+    if plan.files is None and plan.file_bytes is None:
+        return inf
+    (stored,) = await read_all(services.pools.light, SELECT_STORED, {"tenant_id": caller.tenant_id})
+    if plan.files is not None and stored["files"] >= plan.files:
+        raise _no_room(plan)
+    return inf if plan.file_bytes is None else plan.file_bytes - int(stored["bytes"])
+
+
+def _no_room(plan: Plan) -> RateLimited:
+    limits = [(plan.files, "files"), (plan.file_bytes, "bytes")]
+    allowed = " and ".join(f"{most:,} {what}" for most, what in limits if most is not None)
+    detail = f"The plan of this API key allows {allowed} to be stored at a time: delete files first."
+    return RateLimited(detail, retry_after_s=60, headers={"x-should-retry": "false"})
+
+
+async def _receive(request: Request, services: Services, caller: Caller, upload: Upload, room: float) -> dict[str, str]:
+    """Store the form's file, of at most ``room`` bytes; its fields."""
     fields: dict[str, str] = {}
     begun = False
     async for piece in form_pieces(request, services.settings.max_upload_mb << 20):
         match piece:
             case bytes():
+                if upload.bytes + len(piece) > room:
+                    raise _no_room(services.limiter.plan(caller.plan) or Plan())
                 await upload.write(piece)
             case FormField(name, value):
                 _require(name in _FIELDS, name, "There is no such field.")

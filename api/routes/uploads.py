@@ -29,6 +29,7 @@ from models.database import read_all
 from models.errors import FieldProblem, Unavailable, ValidationFailed
 from models.feeding import SELECT_CAPACITY
 from models.ids import BATCH, to_wire
+from models.validation import SELECT_LIVE_ROWS
 from models.wakeups import DUE
 
 STALL_S = 60.0
@@ -87,7 +88,7 @@ async def upload_batch(request: Request) -> Response:
     caller = await services.authenticator.authenticate(request)
     key = check_key(request.headers.get("idempotency-key"))
     with services.uploads.one_of(caller.tenant_id):
-        headers = {} if caller.plan is None else (await services.limiter.admit(caller, 0)).headers
+        headers = await services.limiter.admit_one(caller)
         services.clerks.prepare()
         with await asyncio.to_thread(tempfile.TemporaryFile) as file:
             pieces = form_pieces(request, services.settings.max_upload_mb << 20)
@@ -103,7 +104,8 @@ async def upload_batch(request: Request) -> Response:
             made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
             if made is not None:
                 return await _recorded(services, caller, made, headers, replayed=True)
-            order = _order(services, caller, filename, fields, key, request_hash)
+            live_rows = await _live_rows(services, caller)
+            order = _order(services, caller, filename, fields, key, request_hash, live_rows)
             taken = await _unless_gone(request, services, order, file)
     if form.dry_run:
         return json_response(await _estimated(services, form, taken), headers=headers)
@@ -179,8 +181,23 @@ async def _unless_gone(request: Request, services: Services, order: Order, file:
         await asyncio.gather(work, gone, return_exceptions=True)
 
 
+async def _live_rows(services: Services, caller: Caller) -> int:
+    """The rows of the tenant's unfinished batches, where the caller's plan limits them."""
+    plan = services.limiter.plan(caller.plan)
+    if plan is None or plan.batch_rows is None:
+        return 0
+    (live,) = await read_all(services.pools.light, SELECT_LIVE_ROWS, {"tenant_id": caller.tenant_id})
+    return int(live["rows"])
+
+
 def _order(
-    services: Services, caller: Caller, filename: str, fields: dict[str, str], key: str | None, request_hash: str | None
+    services: Services,
+    caller: Caller,
+    filename: str,
+    fields: dict[str, str],
+    key: str | None,
+    request_hash: str | None,
+    live_rows: int,
 ) -> Order:
     settings = services.settings
     return Order(
@@ -195,6 +212,10 @@ def _order(
         max_rows=settings.max_batch_rows,
         idempotency_key=key,
         request_hash=request_hash,
+        plan=caller.plan,
+        live_rows=live_rows,
+        redis_url=settings.redis_url,
+        rate_limit_timeout_s=settings.rate_limit_timeout_s,
     )
 
 

@@ -12,6 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.validation import validate
+from api.counters import Counters
+from api.ratelimits import RateLimiter
 from models.catalog import load_catalog
 from models.database import create_engine, fetch_all, fetch_one
 from models.ids import BATCH, from_wire
@@ -171,7 +173,7 @@ async def record(engine: AsyncEngine, client: httpx.AsyncClient, tenant: Tenant,
 
 
 async def unread(engine: AsyncEngine) -> set[UUID]:
-    return {row["id"] for row in await fetch_all(engine, SELECT_UNREAD, {"limit": 100})}
+    return {row["id"] for row in await fetch_all(engine, SELECT_UNREAD, {"mine": [], "taken": []})}
 
 
 async def test_a_batch_whose_reader_died_is_taken_up_and_one_that_is_read_is_left_alone(
@@ -184,7 +186,9 @@ async def test_a_batch_whose_reader_died_is_taken_up_and_one_that_is_read_is_lef
         assert batch_id not in await unread(engine)
     await until(lambda: _is_in(batch_id, engine))
     own = create_engine(api_database_url, name="reader", pool_size=3)
-    await validate(own, batch_id, catalog, Router(catalog), wakeups)
+    counters = Counters(api_redis_url, timeout_s=5)
+    await validate(own, batch_id, catalog, Router(catalog), wakeups, RateLimiter(catalog.plans, counters))
+    await counters.close()
     await own.dispose()
     await wakeups.close()
     assert (await client.get(f"/v1/batches/batch_{batch_id.hex}")).json()["status"] == "in_progress"
