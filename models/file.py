@@ -80,6 +80,9 @@ SELECT_STORED = text("""
 """)
 """What a tenant has stored: its files, without the output of batches, and their bytes."""
 
+LOCK_STORED = text("SELECT pg_advisory_xact_lock(hashtextextended('headrace.files.' || CAST(:tenant_id AS text), 0))")
+"""Let no other file of a tenant be finished before this transaction has ended."""
+
 DROP_UPLOAD = text("DELETE FROM files WHERE id = :id AND bytes = -1")
 """Forget an upload that was broken off."""
 

@@ -32,8 +32,8 @@ class RowQuota:
             )
         if plan.batch_rows is not None and self.live_rows + rows > plan.batch_rows:
             raise RateLimited(
-                f"The plan {self.plan!r} of this API key allows {plan.batch_rows:,} rows of unfinished batches at a time,"
-                f" and {self.live_rows:,} are under way: wait for them, or send fewer.",
+                f"The plan {self.plan!r} of this API key allows {plan.batch_rows:,} rows of unfinished batches at a"
+                f" time, and {self.live_rows:,} are under way: wait for them, or send fewer.",
                 retry_after_s=RETRY_AFTER_S,
             )
 

@@ -54,10 +54,9 @@ class Places:
             await lent
             yield
         finally:
-            if lent.cancel():
-                self._lend()  # it was passed over, or will be
-            else:
+            if lent.done() and not lent.cancelled():
                 self._take_back(tenant_id)
+            lent.cancel()  # who waits no more is passed over
 
     def _lend(self) -> None:
         while self._free and self._waiting:

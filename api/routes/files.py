@@ -5,6 +5,7 @@ from math import inf
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from sqlalchemy import RowMapping
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -48,24 +49,28 @@ async def upload_file(request: Request) -> Response:
     caller = await services.authenticator.authenticate(request)
     limits = await services.limiter.admit_one(caller)
     plan = services.limiter.plan(caller.plan) or Plan()
+    limited = plan.files is not None or plan.file_bytes is not None
     upload = Upload(services.pools.files)
-    try:
-        fields = await _receive(request, services, caller, upload, await _room(services, caller, plan))
-        expires_in_s = _expiry(fields) or plan.files_expire_after_s
-        if upload.bytes > await _room(services, caller, plan):  # others may have come in meanwhile
+
+    def check(stored: RowMapping) -> None:
+        if upload.bytes > _room(plan, stored):
             raise _no_room(plan)
-        row = await upload.finish(expires_in_s)
+
+    try:
+        room = inf
+        if limited:
+            (stored,) = await read_all(services.pools.light, SELECT_STORED, {"tenant_id": caller.tenant_id})
+            room = _room(plan, stored)
+        fields = await _receive(request, services, caller, upload, room)
+        row = await upload.finish(_expiry(fields) or plan.files_expire_after_s, check if limited else None)
     except BaseException:
         await upload.drop()
         raise
     return json_response(file_resource(row), headers=limits)
 
 
-async def _room(services: Services, caller: Caller, plan: Plan) -> float:
-    """The bytes that the plan leaves for one more file; raises RateLimited where it has room for none."""
-    if plan.files is None and plan.file_bytes is None:
-        return inf
-    (stored,) = await read_all(services.pools.light, SELECT_STORED, {"tenant_id": caller.tenant_id})
+def _room(plan: Plan, stored: RowMapping) -> float:
+    """The bytes that a plan leaves for one more file; raises RateLimited where it has room for none."""
     if plan.files is not None and stored["files"] >= plan.files:
         raise _no_room(plan)
     return inf if plan.file_bytes is None else plan.file_bytes - int(stored["bytes"])
