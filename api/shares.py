@@ -14,6 +14,9 @@ from models.errors import RateLimited
 
 _READS_WAITING, _READ_WAIT_S = 8, 2.0
 _CHANGES_WAITING, _CHANGE_WAIT_S = 16, 10.0
+_REFUSE_AFTER_S = 0.2
+"""A client that asks again at once is slowed down, so that its refusals do not keep the process busy."""
+
 _EVERYBODY = UUID(int=0)
 
 
@@ -40,6 +43,7 @@ class Shares:
         """Do one of it; raises RateLimited where too many of the tenant's wait already, or for too long."""
         share = self._shares.get(tenant_id)
         if share is not None and share.requests >= self._most:
+            await asyncio.sleep(_REFUSE_AFTER_S)
             raise self._refusal()
         async with self._held(tenant_id, self._wait_s):
             yield
