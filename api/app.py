@@ -8,6 +8,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
+from api.access import parse_networks
 from api.auth import Authenticator
 from api.batches.clerks import Clerks
 from api.batches.turns import Uploads
@@ -18,6 +19,7 @@ from api.edge import Edge, Traffic
 from api.errors import install_error_handlers
 from api.health import Health
 from api.openapi import DocumentedApp
+from api.pools import Pools, split
 from api.ratelimits import RateLimiter
 from api.routes import (
     batch_results,
@@ -34,12 +36,12 @@ from api.routes import (
     usage,
 )
 from api.settings import ApiSettings
+from api.shares import Control, Reads, cancels
 from api.submission import Submitter
 from api.textfeeds import TextFeeds
 from api.vitals import VitalSigns
 from api.waiting import Waiters
 from models.catalog import SHIPPED, load_catalog
-from models.database import create_engine
 from models.pauses import keep_pauses_short
 from models.shared import Shared
 from models.telemetry import configure_logging
@@ -110,27 +112,34 @@ async def _end(tasks: Collection["asyncio.Task[None]"]) -> None:
 @contextlib.asynccontextmanager
 async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Services]:
     catalog = load_catalog(settings.catalog, settings.optional_llms)
-    engine = create_engine(settings.database_url, name="api", pool_size=settings.api_pool_size)
+    pools = Pools.create(settings.database_url, settings.api_pool_size, settings.api_read_timeout_s)
+    sizes = split(settings.api_pool_size)
     wakeups = Wakeups(settings.redis_url)
-    waiters = Waiters(engine, wakeups)
+    waiters = Waiters(pools.light, wakeups)
     feeds = TextFeeds(settings.redis_url)
     clerks = Clerks()
     shared = Shared(settings.redis_url)
-    vitals = VitalSigns(engine, shared, catalog)
+    vitals = VitalSigns(pools.light, shared, catalog)
     counters = Counters(settings.redis_url, timeout_s=settings.rate_limit_timeout_s)
-    submitter = Submitter(engine, wakeups, group_limit=settings.submit_group_limit, retry_s=settings.submit_retry_s)
-    validators = Validators(settings, engine, wakeups, catalog, vitals)
+    submitter = Submitter(
+        pools.submit, wakeups, group_limit=settings.submit_group_limit, retry_s=settings.submit_retry_s
+    )
+    limiter = RateLimiter(catalog.plans, counters)
+    validators = Validators(settings, pools.files, wakeups, catalog, vitals, limiter)
     duties = (waiters.listen(), waiters.sweep(), vitals.watch(), feeds.listen(), validators.watch())
     background = [asyncio.create_task(duty) for duty in duties]
     try:
         yield Services(
             settings=settings,
-            engine=engine,
+            pools=pools,
+            reads=Reads(pools.reads, sizes["reads"]),
+            control=Control(sizes["control"]),
+            cancels=cancels(),
             wakeups=wakeups,
             catalog=catalog,
             catalog_changed_at=int((settings.catalog or SHIPPED).stat().st_mtime),
-            authenticator=Authenticator(engine, cache_s=settings.api_key_cache_s),
-            limiter=RateLimiter(catalog.plans, counters),
+            authenticator=Authenticator(pools.submit, cache_s=settings.api_key_cache_s),
+            limiter=limiter,
             submitter=submitter,
             waiters=waiters,
             feeds=feeds,
@@ -138,7 +147,8 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
             uploads=Uploads(),
             clerks=clerks,
             vitals=vitals,
-            health=Health(engine, wakeups, catalog, vitals),
+            health=Health(pools.light, wakeups, catalog, vitals, pools.renew),
+            metrics_networks=parse_networks(settings.metrics_allow),
             traffic=traffic,
         )
     finally:
@@ -148,4 +158,4 @@ async def _services(settings: ApiSettings, traffic: Traffic) -> AsyncIterator[Se
         await shared.close()
         await counters.close()
         await wakeups.close()
-        await engine.dispose()
+        await pools.renew()

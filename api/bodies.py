@@ -2,8 +2,8 @@
 
 The body is capped while it streams in. The JSON is parsed strictly: what Postgres cannot store (``\\u0000``,
 lone surrogates), what JSON does not have (NaN, Infinity), what two parsers would read differently (duplicate
-keys) and what costs more to parse than it says (deep nesting, numbers of thousands of digits) is refused with
-a sentence.
+keys, integers beyond 64 bits) and what costs more to parse than it says (deep nesting, numbers of thousands of
+digits) is refused with a sentence.
 """
 
 import json
@@ -19,6 +19,8 @@ from models.errors import FieldProblem, PayloadTooLarge, UnsupportedMediaType, V
 
 MAX_DEPTH = 32
 MAX_KEYS = 1000
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+"""What every process reads and writes without losing a digit."""
 
 JsonObject = dict[str, Any]  # Any: the caller's JSON, before its schema has been applied
 
@@ -67,13 +69,34 @@ def parse_json_object(body: bytes) -> JsonObject:
     except UnicodeDecodeError as error:
         _refuse(f"The request body is not UTF-8: byte {error.start} cannot be decoded.")
     try:
-        value = _DECODER.decode(text)
+        value = _decode(text)
     except _Refused as error:
-        _refuse(str(error))
+        _refuse(str(error), error.field or "body")
     except json.JSONDecodeError as error:
         _refuse(f"The request body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).")
     if not isinstance(value, dict):
         _refuse("The request body must be a JSON object.")
+    return value
+
+
+def parse_json_field(text: str) -> Any:  # Any: JSON
+    """Parse the JSON in a form's field as strictly as a body; raises ValueError with a sentence for that field."""
+    if is_deeper_than(text.encode("utf-8", "surrogatepass"), MAX_DEPTH):
+        raise ValueError("this is not JSON, or nested too deeply")
+    try:
+        return _decode(text)
+    except _Refused as error:
+        raise ValueError(f"{error.field}: {error}" if error.field else str(error)) from None
+    except json.JSONDecodeError:
+        raise ValueError("this is not JSON") from None
+
+
+def _decode(text: str) -> Any:  # Any: JSON
+    """The value of a JSON text; raises _Refused for one that cannot be kept as it is, and JSONDecodeError."""
+    try:
+        value = _DECODER.decode(text)
+    except _Wide as wide:
+        raise _Refused(f"The integer {wide} does not fit in 64 bits.", _path_of(text, str(wide))) from None
     if "\\u" in text:
         _check_characters(value)
     return value
@@ -95,7 +118,15 @@ def is_deeper_than(body: bytes, limit: int) -> bool:
 
 
 class _Refused(ValueError):
-    """Valid for a lenient parser, and refused here."""
+    """Valid for a lenient parser, and refused here; ``field`` is where, as far as that is known."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class _Wide(ValueError):
+    """An integer beyond 64 bits, by its digits."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
@@ -122,20 +153,49 @@ def _float(digits: str) -> float:
 def _int(digits: str) -> int:
     if len(digits) > 40:
         raise _Refused(f"The number {shorten(digits)} has too many digits.")
-    return int(digits)
+    value = int(digits)
+    if not MIN_INTEGER <= value <= MAX_INTEGER:
+        raise _Wide(digits)
+    return value
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
 
 
-def _check_characters(value: JsonObject) -> None:
+def _check_characters(value: object) -> None:
     for text in _strings_in(value):
         if "\0" in text:
-            _refuse("The request contains the character U+0000, which cannot be stored.")
+            raise _Refused("The request contains the character U+0000, which cannot be stored.")
         try:
             text.encode()
         except UnicodeEncodeError:
-            _refuse("The request contains a lone surrogate, which is not a character.")
+            raise _Refused("The request contains a lone surrogate, which is not a character.") from None
+
+
+def _path_of(text: str, digits: str) -> str:
+    """Where an integer stands in a JSON text, such as ``response_format.json_schema.schema.maximum``."""
+    try:
+        value = json.loads(text, parse_int=lambda found: _Mark() if found == digits else None)
+    except json.JSONDecodeError:  # what is after the integer is not JSON
+        return ""
+    return next((path for path, found in _leaves(value) if isinstance(found, _Mark)), "")
+
+
+class _Mark:
+    """Stands for the integer that is looked for."""
+
+
+def _leaves(value: object) -> Iterator[tuple[str, object]]:
+    """The values in a JSON value that hold no others, each with its path, such as ``messages.0.content``."""
+    pending: list[tuple[str, object]] = [("", value)]
+    while pending:
+        path, current = pending.pop()
+        if isinstance(current, dict):
+            pending.extend((f"{path}.{key}" if path else key, inner) for key, inner in current.items())
+        elif isinstance(current, list):
+            pending.extend((f"{path}.{place}" if path else str(place), inner) for place, inner in enumerate(current))
+        else:
+            yield path, current
 
 
 def _strings_in(value: object) -> Iterator[str]:
@@ -168,5 +228,6 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
 
 
-def _refuse(message: str) -> NoReturn:
-    raise ValidationFailed(message, problems=[FieldProblem("body", message)])
+def _refuse(message: str, field: str = "body") -> NoReturn:
+    param = None if field == "body" else shorten(field)
+    raise ValidationFailed(message, param=param, problems=[FieldProblem(shorten(field), message)])

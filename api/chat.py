@@ -108,7 +108,7 @@ class Waiting:
         if trouble is not None:
             return trouble.response(self.headers)
         params = {"id": self.job_id, "tenant_id": self.caller.tenant_id}
-        made = await read_one(self.services.engine, SELECT_ANSWER, params)
+        made = await read_one(self.services.pools.light, SELECT_ANSWER, params)
         body = made["body"] if made is not None else "null"
         return Response(body, 200, dict(self.headers), "application/json")
 

@@ -52,14 +52,15 @@ for name, quota, window, tokens in string.gmatch(ARGV[2], '(%S+) (%d+) (%d+) (%d
     answer[#answer + 1] = start
 end
 local taken = false
-for wanted in string.gmatch(ARGV[3], '%S+') do
-    local tokens, fits = tonumber(wanted), true
+for tokens, requests in string.gmatch(ARGV[3], '(%S+)/(%S+)') do
+    local fits = true
+    tokens, requests = tonumber(tokens), tonumber(requests)
     for _, limit in ipairs(limits) do
-        limit.cost = limit.tokens and tokens or (tokens >= 0 and 1 or 0)
+        limit.cost = limit.tokens and tokens or (tokens >= 0 and requests or math.min(0, requests))
         local faded = limit.before * (limit.window - (now - limit.start))
         fits = fits and faded + (limit.used + limit.cost) * limit.window <= limit.quota * limit.window
     end
-    fits = fits or tokens < 0
+    fits = fits or tokens < 0 or requests < 0
     answer[#answer + 1] = fits and 1 or 0
     for _, limit in ipairs(limits) do
         if fits then
@@ -77,7 +78,9 @@ if taken then
         redis.call('HSET', KEYS[1], limit.name .. ':start', limit.start, limit.name .. ':used', limit.used,
                    limit.name .. ':before', limit.before)
     end
-    redis.call('PEXPIRE', KEYS[1], 2 * longest)
+    if redis.call('PTTL', KEYS[1]) < 2 * longest then
+        redis.call('PEXPIRE', KEYS[1], 2 * longest)
+    end
 end
 return table.concat(answer, ' ')
 """
@@ -88,11 +91,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A request of ``subject`` with so many tokens; a negative number gives tokens back, and no request."""
+    """Requests of ``subject`` (one, or the rows of a batch) with so many tokens together; a negative number gives back,
+    and where tokens are given back no request is taken."""
 
     subject: str
     limits: tuple[Limit, ...]
     tokens: int
+    requests: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class LocalCounters:
         """Take from all the limits of a charge or from none."""
         known = self._windows.get(wanted.subject, {})
         windows = [known.get(limit.name, Window(now_ms)) for limit in wanted.limits]
-        accepted, after = charge(windows, wanted.tokens, now_ms, wanted.limits)
+        accepted, after = charge(windows, wanted.tokens, now_ms, wanted.limits, wanted.requests)
         counted = Count(accepted, now_ms, after)
         if accepted:
             self.remember(wanted, counted)
@@ -123,7 +128,8 @@ class LocalCounters:
     def remember(self, wanted: Charge, counted: Count) -> None:
         """Go on from what was counted elsewhere."""
         names = (limit.name for limit in wanted.limits)
-        self._windows[wanted.subject] = dict(zip(names, counted.windows, strict=True))
+        known = self._windows.get(wanted.subject, {})
+        self._windows[wanted.subject] = known | dict(zip(names, counted.windows, strict=True))
 
 
 class Counters:
@@ -215,10 +221,10 @@ class Counters:
             return cast(list[bytes], await pipe.execute())
 
     def _arguments(self, group: Sequence[Charge]) -> list[str | int]:
-        """The key and the arguments of SCRIPT for charges that differ in their tokens only."""
+        """The key and the arguments of SCRIPT for charges that differ in their tokens and requests only."""
         now_ms = self._clock() if self._clock else ""
-        tokens = " ".join(str(one.tokens) for one in group)
-        return [PREFIX + group[0].subject, now_ms, _spelt(group[0].limits), tokens]
+        wanted = " ".join(f"{one.tokens}/{one.requests}" for one in group)
+        return [PREFIX + group[0].subject, now_ms, _spelt(group[0].limits), wanted]
 
     async def _look_again(self) -> None:
         """Ask Redis again until it answers."""

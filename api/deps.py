@@ -1,21 +1,24 @@
 """What handlers ask for, as ``Annotated`` aliases that read as a signature."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Path
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
+from api.access import Network
 from api.auth import Authenticator, Caller
 from api.batches.clerks import Clerks
 from api.batches.turns import Uploads
 from api.batches.validators import Validators
 from api.edge import Traffic
 from api.health import Health
+from api.pools import Pools
 from api.ratelimits import RateLimiter
 from api.settings import ApiSettings
+from api.shares import Control, Reads, Shares
 from api.submission import Submitter
 from api.textfeeds import TextFeeds
 from api.vitals import VitalSigns
@@ -31,7 +34,10 @@ class Services:
     """What one API process holds while it runs."""
 
     settings: ApiSettings
-    engine: AsyncEngine
+    pools: Pools
+    reads: Reads
+    control: Control
+    cancels: Shares
     wakeups: Wakeups
     catalog: Catalog
     catalog_changed_at: int
@@ -45,6 +51,7 @@ class Services:
     clerks: Clerks
     vitals: VitalSigns
     health: Health
+    metrics_networks: Sequence[Network]
     traffic: Traffic
 
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api.bodies import shorten
-from models.database import WAITING_HELPS, classify
+from models.database import DatabaseFailure, NotStorable, classify, is_unstorable
 from models.errors import FieldProblem, HeadraceError, InvalidApiKey, Unavailable, ValidationFailed
 
 MEDIA_TYPE = "application/problem+json"
@@ -29,6 +29,17 @@ _OPENAI_TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
+
+_UNAVAILABLE = {
+    DatabaseFailure.AWAY: ("Postgres cannot be reached", "try again shortly", 1),
+    DatabaseFailure.BUSY: ("Every connection to Postgres was busy for too long", "try again shortly", 2),
+    DatabaseFailure.READ_ONLY: ("Postgres takes no writes now, as during a failover", "try again shortly", 2),
+    DatabaseFailure.CONFLICT: ("Another request holds what this one needs", "try again shortly", 1),
+    DatabaseFailure.TIMEOUT: ("The request took too long", "ask for less, such as a shorter period", 30),
+    DatabaseFailure.FULL: ("Postgres is out of space or memory", "nothing was recorded", 30),
+}
+"""What a caller is told of each failure of Postgres that is not the request's fault: what happened, what that means or
+what to do, and the seconds after which to try again."""
 
 
 def problem_response(
@@ -77,8 +88,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(SQLAlchemyError, _on_store_error)
-    app.add_exception_handler(OSError, _on_store_error)
+    for kind in (SQLAlchemyError, OSError, NotStorable, UnicodeEncodeError):
+        app.add_exception_handler(kind, _on_store_error)
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
@@ -125,10 +136,31 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _on_store_error(request: Request, error: Exception) -> Response:
-    if classify(error) not in WAITING_HELPS:
+    said = str(error).partition("\n")[0]
+    if is_unstorable(error):
+        log.warning("api.not_storable", path=request.url.path, error=said)
+        return refusal_response(not_storable())
+    failure = classify(error)
+    if failure not in _UNAVAILABLE:
         raise error
-    log.warning("api.postgres_away", path=request.url.path, error=str(error).partition("\n")[0])
-    return refusal_response(Unavailable("Postgres cannot be reached; try again shortly.", retry_after_s=1))
+    log.warning("api.unavailable", path=request.url.path, failure=failure, error=said)
+    return refusal_response(unavailable(failure))
+
+
+def unavailable(failure: DatabaseFailure, consequence: str | None = None) -> Unavailable:
+    """The refusal for a failure of Postgres; ``consequence``: what it means for this request, if that is known.
+
+    A request that took too long is not to be sent again as it is, which OpenAI's clients would do.
+    """
+    what, advice, retry_after_s = _UNAVAILABLE[failure]
+    headers = {"x-should-retry": "false"} if failure is DatabaseFailure.TIMEOUT else {}
+    return Unavailable(f"{what}; {consequence or advice}.", retry_after_s=retry_after_s, headers=headers)
+
+
+def not_storable() -> ValidationFailed:
+    """The refusal of a request with a value that Postgres cannot hold and that no check named before."""
+    message = "A value of the request cannot be stored: it has a character such as U+0000, or a number out of range."
+    return ValidationFailed(message, problems=[FieldProblem("body", message)])
 
 
 def unexpected_response() -> Response:

@@ -3,7 +3,7 @@
 Each chunk is a statement of its own, so neither a slow sender nor a slow reader holds a transaction or a connection.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.database import fetch_all, fetch_one, read_one
+from models.database import Read, fetch_all, fetch_one, transaction
 from models.errors import NotFound, Unavailable
 from models.file import (
     ADD_CHUNK,
@@ -20,7 +20,9 @@ from models.file import (
     CHUNK_BYTES,
     DROP_UPLOAD,
     FINISH_FILE,
+    LOCK_STORED,
     SELECT_CHUNK,
+    SELECT_STORED,
 )
 from models.ids import FILE, new_id, to_wire
 
@@ -34,11 +36,13 @@ class Upload:
         self.id = new_id()
         self.bytes = 0
         self._engine = engine
+        self._tenant_id: UUID | None = None
         self._held = bytearray()
         self._chunks = 0
 
     async def begin(self, tenant_id: UUID, filename: str, purpose: str) -> None:
         """Begin; end it with :meth:`finish` or :meth:`drop`."""
+        self._tenant_id = tenant_id
         params = {"id": self.id, "tenant_id": tenant_id, "filename": filename, "purpose": purpose}
         await fetch_all(self._engine, BEGIN_FILE, params)
 
@@ -51,12 +55,20 @@ class Upload:
             del self._held[:CHUNK_BYTES]
             await self._store(chunk)
 
-    async def finish(self, expires_in_s: int | None) -> RowMapping:
-        """Make it a file: its row."""
+    async def finish(self, expires_in_s: int | None, check: Callable[[RowMapping], None] | None = None) -> RowMapping:
+        """Make it a file: its row. ``check`` is shown what the tenant has stored (SELECT_STORED), and raises where this
+        file is too much; files that come in at the same time are checked one after another."""
         if self._held:
             await self._store(bytes(self._held))
         params = {"id": self.id, "bytes": self.bytes, "expires_in_s": expires_in_s}
-        row = await fetch_one(self._engine, FINISH_FILE, params)
+        if check is None:
+            row = await fetch_one(self._engine, FINISH_FILE, params)
+        else:
+            tenant = {"tenant_id": self._tenant_id}
+            async with transaction(self._engine) as connection:
+                await connection.execute(LOCK_STORED, tenant)
+                check((await connection.execute(SELECT_STORED, tenant)).mappings().one())
+                row = (await connection.execute(FINISH_FILE, params)).mappings().one_or_none()
         if row is None:
             raise _swept()
         return row
@@ -73,13 +85,13 @@ class Upload:
         self._chunks += 1
 
 
-async def stored_chunks(engine: AsyncEngine, file_id: UUID, size: int) -> AsyncIterator[bytes]:
+async def stored_chunks(read: Read, file_id: UUID, size: int) -> AsyncIterator[bytes]:
     """The content of a stored file; raises NotFound when it is deleted meanwhile."""
     for number in range(-(-size // CHUNK_BYTES)):
-        row = await read_one(engine, SELECT_CHUNK, {"id": file_id, "number": number})
-        if row is None:
+        rows = await read(SELECT_CHUNK, {"id": file_id, "number": number})
+        if not rows:
             raise NotFound("The file was deleted while it was read.")
-        yield bytes(row["data"])
+        yield bytes(rows[0]["data"])
 
 
 def file_resource(row: RowMapping) -> Resource:

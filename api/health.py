@@ -1,10 +1,10 @@
-"""Whether the parts of the system are there, asked at most once a second."""
+"""Whether the parts of the system are there, asked at most once a second, whoever and how many ask."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.vitals import VitalSigns
 from models.catalog import Catalog
 from models.circuit import CircuitState
-from models.database import SELECT_REVISION, newest_revision, read_all, read_one
+from models.database import SELECT_REVISION, newest_revision, older_revisions, read_all, read_one
 from models.process import SELECT_BACKLOG, SELECT_LIVE
 from models.wakeups import Wakeups
 
@@ -24,20 +24,21 @@ ESSENTIAL = ("postgres", "migrations")
 
 State = Literal["ok", "degraded", "down"]
 Part = dict[str, Any]  # Any: JSON
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The parts and what they add up to: ``down`` without an essential one, ``degraded`` without another."""
+    """The parts and what they add up to: ``down`` without an essential one, ``degraded`` without another, or where
+    Postgres takes no writes, as a failover leaves it for a while: what is recorded can be read all the same."""
 
     parts: Mapping[str, Part]
 
     @property
     def status(self) -> State:
-        missing = {name for name, part in self.parts.items() if part["status"] != "ok"}
-        if missing & set(ESSENTIAL):
+        if any(name in ESSENTIAL and part["status"] == "down" for name, part in self.parts.items()):
             return "down"
-        return "degraded" if missing else "ok"
+        return "ok" if all(part["status"] == "ok" for part in self.parts.values()) else "degraded"
 
     def as_wire(self) -> dict[str, Any]:
         """``{"status", "parts": {name: {"status", ...}}}``."""
@@ -52,26 +53,65 @@ class Snapshot:
     backlog: Sequence[RowMapping]
 
 
-class Health:
-    """Asks Postgres, Redis and the processes; what it found is good for a second."""
+class _Look(Generic[T]):
+    """One look at a time: those who ask while one is under way share it, those who ask within a second after it share
+    what it found, if that is worth keeping."""
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, catalog: Catalog, vitals: VitalSigns) -> None:
+    def __init__(self, look: Callable[[], Awaitable[T]], is_good: Callable[[T], bool]) -> None:
+        self._look = look
+        self._is_good = is_good
+        self._found: tuple[float, T] | None = None
+        self._looking: asyncio.Task[T] | None = None
+
+    async def get(self) -> T:
+        """What was found, at most a second ago."""
+        if self._found is not None and monotonic() < self._found[0]:
+            return self._found[1]
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._run())
+        return await asyncio.shield(self._looking)
+
+    async def _run(self) -> T:
+        try:
+            found = await self._look()
+            self._found = (monotonic() + FRESH_S, found) if self._is_good(found) else None
+            return found
+        finally:
+            self._looking = None
+
+
+class Health:
+    """Asks Postgres, Redis and the processes; what it found is good for a second.
+
+    ``renew``: drops the process's connections to Postgres. It is called when the server takes no writes: they may lead
+    to one that was demoted, and would go on reading what is no longer true.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        wakeups: Wakeups,
+        catalog: Catalog,
+        vitals: VitalSigns,
+        renew: Callable[[], Awaitable[None]],
+    ) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._catalog = catalog
         self._vitals = vitals
+        self._renew = renew
         self._revision = newest_revision()
-        self._stores: tuple[float, Report] | None = None
-        self._snapshot: tuple[float, Snapshot] | None = None
+        self._older = older_revisions()
+        self._stores: _Look[Report] = _Look(self._look_at_stores, lambda report: report.status == "ok")
+        self._snapshot: _Look[Snapshot | None] = _Look(self._look_at_processes, lambda found: found is not None)
 
     async def stores(self) -> Report:
         """Postgres, its schema and Redis: what this process needs. Only a good report is remembered."""
-        if self._stores is not None and monotonic() < self._stores[0]:
-            return self._stores[1]
-        (postgres, migrations), redis = await asyncio.gather(self._postgres(), self._redis())
-        report = Report({"postgres": postgres, "redis": redis, "migrations": migrations})
-        self._stores = (monotonic() + FRESH_S, report) if report.status == "ok" else None
-        return report
+        return await self._stores.get()
+
+    async def snapshot(self) -> Snapshot | None:
+        """The live processes and the backlog, at most a second old; None when Postgres is away."""
+        return await self._snapshot.get()
 
     async def everything(self) -> Report:
         """The stores, the relay, the workers of each queue of the catalogue, and each LLM."""
@@ -106,21 +146,20 @@ class Health:
             for name, look in (self._vitals.breakers or {}).items()
         }
 
-    async def snapshot(self) -> Snapshot | None:
-        """The live processes and the backlog, at most a second old; None when Postgres is away."""
-        if self._snapshot is not None and monotonic() < self._snapshot[0]:
-            return self._snapshot[1]
+    async def _look_at_stores(self) -> Report:
+        (postgres, migrations), redis = await asyncio.gather(self._postgres(), self._redis())
+        return Report({"postgres": postgres, "redis": redis, "migrations": migrations})
+
+    async def _look_at_processes(self) -> Snapshot | None:
         params = {"queues": list(self._catalog.queues), "most": MOST_COUNTED}
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                snapshot = Snapshot(
+                return Snapshot(
                     await read_all(self._engine, SELECT_LIVE),
                     await read_all(self._engine, SELECT_BACKLOG, params),
                 )
         except (SQLAlchemyError, OSError):
             return None
-        self._snapshot = (monotonic() + FRESH_S, snapshot)
-        return snapshot
 
     async def _postgres(self) -> tuple[Part, Part]:
         try:
@@ -130,9 +169,17 @@ class Health:
             if "alembic_version" in str(error):
                 return {"status": "ok"}, {"status": "down", "found": None, "expected": self._revision}
             return {"status": "down"}, {"status": "down", "found": None, "expected": self._revision}
-        found = row["version_num"] if row else None
-        state = "ok" if found == self._revision else "down"
-        return {"status": "ok"}, {"status": state, "found": found, "expected": self._revision}
+        if row is None:
+            return {"status": "ok"}, {"status": "down", "found": None, "expected": self._revision}
+        if row["read_only"]:
+            await self._renew()
+        found = row["version_num"]
+        migrations: Part = {"status": "ok", "found": found, "expected": self._revision}
+        if found in self._older:
+            migrations["status"] = "down"
+        elif found != self._revision:
+            migrations["newer"] = True
+        return {"status": "read_only" if row["read_only"] else "ok"}, migrations
 
     async def _redis(self) -> Part:
         return {"status": "ok" if await self._wakeups.is_reachable() else "down"}

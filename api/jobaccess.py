@@ -15,7 +15,7 @@ from models.wakeups import CANCEL, DUE, FINISHED
 
 async def read_job(services: Services, caller: Caller, job_id: UUID) -> Row:
     """The row of the caller's job; raises NotFound, for another tenant's too."""
-    row = await read_one(services.engine, SELECT_JOB, {"id": job_id, "tenant_id": caller.tenant_id})
+    row = await read_one(services.pools.light, SELECT_JOB, {"id": job_id, "tenant_id": caller.tenant_id})
     if row is None:
         raise NotFound("There is no such job.")
     return row
@@ -24,7 +24,8 @@ async def read_job(services: Services, caller: Caller, job_id: UUID) -> Row:
 async def ask_to_cancel(services: Services, caller: Caller, job_id: UUID) -> JobStatus | None:
     """Cancel a job that waits, or have the worker stop one that runs: its status now, None if it was finished."""
     params = {"id": job_id, "tenant_id": caller.tenant_id, "writer": BY_HAND}
-    asked = await read_one(services.engine, CANCEL_JOB, params)
+    async with services.cancels.one_of(caller.tenant_id):
+        asked = await read_one(services.pools.light, CANCEL_JOB, params)
     if asked is None:
         return None
     status = JobStatus(asked["status"])

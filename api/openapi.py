@@ -47,7 +47,8 @@ _WRITTEN: tuple[type[BaseModel], ...] = (
     ChatCompletion,
     EmbeddingList,
 )
-_PUBLIC = ("/livez", "/readyz", "/health", "/metrics")
+_PUBLIC = ("/livez", "/readyz")
+_PUBLIC_IN_PART = ("/health", "/metrics")
 
 _REFUSALS = {
     400: "The LLM's provider refuses the request: `provider_rejected`, `context_length_exceeded`, `content_filtered`.",
@@ -84,6 +85,8 @@ class DocumentedApp(FastAPI):
             document["security"] = [{"api_key": []}]
             for path in _PUBLIC:
                 document["paths"][path]["get"]["security"] = []
+            for path in _PUBLIC_IN_PART:
+                document["paths"][path]["get"]["security"] = [{"api_key": []}, {}]
         assert self.openapi_schema is not None  # set by FastAPI
         return self.openapi_schema
 

@@ -8,6 +8,7 @@ of each (``r``) and in how many seconds its window ends, or else has room again 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from api.auth import Caller
 from api.counters import Charge, Count, Counters
@@ -38,20 +39,47 @@ class RateLimiter:
 
     async def admit(self, caller: Caller, tokens: int) -> Grant:
         """Charge one request of so many tokens to a key that has a plan; raises RateLimited."""
-        name = caller.plan if caller.plan and caller.plan in self._plans else SMALLEST
-        charge = Charge(caller.api_key_id.hex, self._plans[name].limits, tokens)
-        if not charge.limits:
-            return Grant(charge, _NONE)
-        count = await self._counters.count(charge)
-        if not count.accepted:
-            raise _refusal(name, charge, count)
-        return Grant(charge, _headers(charge, count))
+        name = self._name_of(caller.plan)
+        return await self._take(name, Charge(caller.api_key_id.hex, self._plans[name].limits, tokens))
+
+    async def admit_one(self, caller: Caller) -> Headers:
+        """Charge a request that makes no job by itself to a key, if it has a plan; what its answer says of the limits.
+        Raises RateLimited."""
+        return _NONE if caller.plan is None else (await self.admit(caller, 0)).headers
+
+    async def admit_rows(self, plan: str | None, api_key_id: UUID | None, rows: int, tokens: int) -> Grant | None:
+        """Charge the rows of a batch to the key that made it, if that has a plan; raises RateLimited."""
+        if plan is None or api_key_id is None:
+            return None
+        name = self._name_of(plan)
+        return await self._take(name, Charge(api_key_id.hex, self._plans[name].batch_limits, tokens, rows))
+
+    def plan(self, name: str | None) -> Plan | None:
+        """What a key of this plan may do; None for a key without one."""
+        return None if name is None else self._plans[self._name_of(name)]
 
     async def give_back(self, grant: Grant) -> None:
         """Return the tokens of a submission that made no job; it still counts as a request."""
         charge = grant.charge
         if any(limit.counts_tokens for limit in charge.limits):
             await self._counters.count(Charge(charge.subject, charge.limits, -charge.tokens))
+
+    async def give_back_rows(self, grant: Grant | None) -> None:
+        """Return all that a batch took that came to nothing."""
+        if grant is not None and grant.charge.limits:
+            charge = grant.charge
+            await self._counters.count(Charge(charge.subject, charge.limits, -charge.tokens, -charge.requests))
+
+    def _name_of(self, plan: str | None) -> str:
+        return plan if plan and plan in self._plans else SMALLEST
+
+    async def _take(self, name: str, charge: Charge) -> Grant:
+        if not charge.limits:
+            return Grant(charge, _NONE)
+        count = await self._counters.count(charge)
+        if not count.accepted:
+            raise _refusal(name, charge, count)
+        return Grant(charge, _headers(charge, count))
 
 
 async def submit_within_limits(
@@ -104,15 +132,19 @@ def _left(window: Window, now_ms: int, limit: Limit) -> str:
 def _refusal(plan: str, charge: Charge, count: Count) -> RateLimited:
     """The refusal, by the limit that has room last."""
     waits = {
-        limit: window.wait_ms(limit.cost(charge.tokens), count.now_ms, limit)
+        limit: window.wait_ms(limit.cost(charge.tokens, charge.requests), count.now_ms, limit)
         for window, limit in zip(count.windows, charge.limits, strict=True)
     }
-    never = [limit for limit in charge.limits if limit.cost(charge.tokens) > limit.quota]
+    never = [limit for limit in charge.limits if limit.cost(charge.tokens, charge.requests) > limit.quota]
     limit = never[0] if never else max(waits, key=waits.__getitem__)
     retry_after_s = _seconds(waits[limit])
     allowed = f"The plan {plan!r} of this API key allows {limit.quota:,} {limit.name.replace('-', ' ')}"
-    asked = f", and this request may use {charge.tokens:,}" if limit.counts_tokens else ""
-    advice = "shorten it or lower max_tokens" if never else f"try again in {retry_after_s} s"
+    subject = "request" if charge.requests == 1 else f"batch of {charge.requests:,} rows"
+    asked = f", and this {subject} may use {charge.tokens:,}" if limit.counts_tokens else ""
+    if charge.requests > 1 and not limit.counts_tokens:
+        asked = f", and this batch has {charge.requests:,} rows"
+    shorter = "shorten it or lower max_tokens" if charge.requests == 1 else "send fewer rows"
+    advice = shorter if never else f"try again in {retry_after_s} s"
     headers = _headers(charge, count) | ({"x-should-retry": "false"} if never else {})
     return RateLimited(f"{allowed}{asked}: {advice}.", retry_after_s=retry_after_s, headers=headers)
 

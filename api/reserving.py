@@ -12,9 +12,10 @@ from cachetools import TTLCache
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.errors import unavailable
 from api.jobview import timestamp
 from models.budget import OPEN_PERIODS
-from models.database import WAITING_HELPS, classify, dump_json, fetch_all, transaction
+from models.database import DatabaseFailure, classify, dump_json, fetch_all, transaction
 from models.errors import BudgetExceeded, Unavailable
 from models.grouping import GroupCommit
 from models.ids import BUDGET, to_wire
@@ -37,6 +38,8 @@ Outcome = RowMapping | Refusal | None
 
 _KEY = ("tenant_id", "idempotency_key")
 _RETRY_PAUSE_S = 0.1
+_NOT_RECORDED = frozenset({DatabaseFailure.BUSY, DatabaseFailure.TIMEOUT, DatabaseFailure.FULL})
+"""Failures after which nothing was recorded and the caller is told at once, since waiting here helps nobody."""
 _REMEMBERED_TENANTS = 10_000
 _REMEMBERED_S = 60.0
 _BUDGETED: Final = object()
@@ -114,20 +117,24 @@ class Recorder:
     async def _surely(self, run: Callable[[], Awaitable[T]]) -> T:
         """Run what records jobs; again, while nobody knows whether it was done, since a job id is recorded once.
 
-        Raises Unavailable: at once when nothing was sent, else when ``retry_s`` have passed.
+        Raises Unavailable: at once when nothing was recorded, else when ``retry_s`` have passed. A server that takes no
+        writes may be one that was demoted: the pool has dropped its connections, so a second try finds the new one.
         """
         deadline = monotonic() + self._retry_s
-        sent = False
+        sent = read_only = False
         while True:
             try:
                 return await run()
             except Exception as error:
-                if classify(error) not in WAITING_HELPS:
+                failure = classify(error)
+                if failure is None or failure is DatabaseFailure.REFUSED:
                     raise
-                sent = sent or _was_sent(error)
-                if not sent or monotonic() >= deadline:
-                    log.warning("submit.postgres_away", error=str(error).partition("\n")[0], sent=sent)
-                    raise _unavailable(sent) from error
+                was_read_only, read_only = read_only, failure is DatabaseFailure.READ_ONLY
+                sent = sent or (failure is DatabaseFailure.AWAY and _was_sent(error))
+                again = sent or failure is DatabaseFailure.CONFLICT or (read_only and not was_read_only)
+                if failure in _NOT_RECORDED or not again or monotonic() >= deadline:
+                    log.warning("submit.unavailable", failure=failure, error=str(error).partition("\n")[0], sent=sent)
+                    raise _unavailable(failure, sent) from error
             await asyncio.sleep(_RETRY_PAUSE_S)
 
 
@@ -165,12 +172,11 @@ def _is_shared(error: BaseException) -> bool:
     return isinstance(error, Unavailable)
 
 
-def _unavailable(sent: bool) -> Unavailable:
+def _unavailable(failure: DatabaseFailure, sent: bool) -> Unavailable:
     if sent:
         detail = (
             "Postgres went away while the job was being recorded: whether it was is unknown."
             " Send the request again with the same Idempotency-Key; without a key, it may be recorded twice."
         )
-    else:
-        detail = "Postgres cannot be reached; nothing was recorded."
-    return Unavailable(detail, retry_after_s=1)
+        return Unavailable(detail, retry_after_s=1)
+    return unavailable(failure, "nothing was recorded")

@@ -1,7 +1,9 @@
 """What the front door can be told."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from api.access import parse_networks
+from api.pools import FEWEST
 from models.settings import CatalogSettings, StoreSettings
 
 
@@ -23,7 +25,21 @@ class ApiSettings(StoreSettings, CatalogSettings):
     max_batch_rows: int = Field(
         default=5_000_000, ge=1, le=50_000_000, description="Uploaded files with more rows are refused with 422."
     )
-    api_pool_size: int = Field(default=10, ge=2, le=100, description="Postgres connections that one API process keeps.")
+    api_pool_size: int = Field(
+        default=15,
+        ge=FEWEST,
+        le=200,
+        description="Postgres connections that one API process keeps at most: a fifth each for submissions, states,"
+        " long reads, control and files. Processes that read uploaded files come on top: 3 for batches of large files,"
+        " with 3 connections each, and 3 for uploads, with one each.",
+    )
+    api_read_timeout_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=600,
+        description="Seconds that Postgres may take for usage, a list, or a page of results: beyond it they are refused"
+        " with 503.",
+    )
     api_key_cache_s: float = Field(
         default=5.0,
         ge=0.1,
@@ -45,3 +61,14 @@ class ApiSettings(StoreSettings, CatalogSettings):
         le=60,
         description="Seconds a submission is tried again when Postgres went away in mid-statement.",
     )
+    metrics_allow: str = Field(
+        default="127.0.0.0/8,::1/128",
+        description="Networks (CIDR, with commas between) from which `/metrics` and the parts of `/health` are shown"
+        " without an API key. The connection's own address counts, and none that came through a proxy.",
+    )
+
+    @field_validator("metrics_allow")
+    @classmethod
+    def _check_networks(cls, given: str) -> str:
+        parse_networks(given)
+        return given

@@ -5,7 +5,7 @@ trip. Work that must be atomic is one statement (see :mod:`models.attempt`), or 
 with :func:`transaction`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +24,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
+Read = Callable[[Executable, Params], Awaitable[Sequence[RowMapping]]]
+"""Runs a statement that only reads, and may be run twice."""
 
 
 class DatabaseFailure(StrEnum):
@@ -68,6 +70,9 @@ _SQLSTATES = {
 }
 """SQLSTATEs by PostgreSQL's table of error codes (appendix A of its manual), those of a class by its two digits."""
 
+_UNSTORABLE = frozenset({"22003", "22021", "22026", "22032", "22P02", "22P05"})
+"""SQLSTATEs of values that the column or the encoding cannot hold: out of range, bad characters, bad JSON."""
+
 WAITING_HELPS = frozenset(
     {
         DatabaseFailure.AWAY,
@@ -80,7 +85,16 @@ WAITING_HELPS = frozenset(
 """Failures after which the same statement, run again later, may succeed."""
 
 
-def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit: bool = True) -> AsyncEngine:
+def create_engine(
+    url: str,
+    *,
+    name: str,
+    pool_size: int = 5,
+    pool_timeout_s: float = 5,
+    statement_timeout_s: float = 30,
+    synchronous_commit: bool = True,
+    more_options: str = "",
+) -> AsyncEngine:
     """An engine whose connections give up on a dead server within seconds, and that drops a connection whose server
     became read-only; ``name`` shows in ``pg_stat_activity``."""
     engine = create_async_engine(
@@ -88,7 +102,7 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
         isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=5,
+        pool_timeout=pool_timeout_s,
         hide_parameters=True,  # they are prompts and keys, and errors are logged
         json_serializer=dump_json,
         json_deserializer=orjson.loads,
@@ -99,9 +113,9 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
             "keepalives_interval": 5,
             "keepalives_count": 2,
             "tcp_user_timeout": 15_000,
-            "options": "-c statement_timeout=30s -c lock_timeout=10s"
+            "options": f"-c statement_timeout={round(statement_timeout_s * 1000)} -c lock_timeout=10s"
             " -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
-            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}",
+            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}{more_options}",
         },
     )
     event.listen(engine.sync_engine, "handle_error", _drop_read_only)
@@ -114,9 +128,29 @@ def _drop_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+class NotStorable(ValueError):
+    """A value that JSON text cannot carry: an integer beyond 64 bits, a lone surrogate."""
+
+
 def dump_json(value: object) -> str:
-    """JSON text of a value; Decimals become strings, so that money keeps its digits."""
-    return orjson.dumps(value, default=str).decode()
+    """JSON text of a value; Decimals become strings, so that money keeps its digits. Raises NotStorable."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError as error:
+        raise NotStorable(str(error)) from None
+
+
+def is_unstorable(error: BaseException) -> bool:
+    """Whether the error is that a value of the statement cannot be stored: U+0000, a number out of range, ...
+
+    Such a value came from outside, past a check that should have refused it: whoever sent it is to be told.
+    """
+    if isinstance(error, NotStorable | UnicodeEncodeError):
+        return True
+    if not isinstance(error, DBAPIError) or not isinstance(error.orig, psycopg.DataError):
+        return False
+    sqlstate: str | None = error.orig.sqlstate
+    return sqlstate is None or sqlstate in _UNSTORABLE
 
 
 async def fetch_all(engine: AsyncEngine, statement: Executable, params: Params | None = None) -> Sequence[RowMapping]:
@@ -188,8 +222,10 @@ def describe(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-SELECT_REVISION = text("SELECT version_num FROM alembic_version")
-"""The revision that the schema has."""
+SELECT_REVISION = text(
+    "SELECT version_num, current_setting('transaction_read_only') = 'on' AS read_only FROM alembic_version"
+)
+"""The revision that the schema has, and whether the server takes no writes, as a standby."""
 
 
 def alembic_config(url: str) -> Config:
@@ -209,3 +245,10 @@ def migrate(url: str) -> None:
 def newest_revision() -> str | None:
     """The revision that this code expects of the schema."""
     return ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
+def older_revisions() -> frozenset[str]:
+    """The revisions before the newest that this code knows. A revision that it does not know is a newer one: its
+    schema still serves this code, by the rule of expanding before contracting."""
+    script = ScriptDirectory(str(MIGRATIONS))
+    return frozenset(revision.revision for revision in script.walk_revisions()) - {script.get_current_head()}

@@ -74,6 +74,15 @@ FINISH_FILE = text(f"""
 """)
 """Make an upload a file, for ever if ``expires_in_s`` is null."""
 
+SELECT_STORED = text("""
+    SELECT count(*) AS files, coalesce(sum(bytes), 0) AS bytes FROM files
+    WHERE tenant_id = :tenant_id AND content = 'chunks' AND bytes >= 0 AND (expires_at IS NULL OR expires_at > now())
+""")
+"""What a tenant has stored: its files, without the output of batches, and their bytes."""
+
+LOCK_STORED = text("SELECT pg_advisory_xact_lock(hashtextextended('headrace.files.' || CAST(:tenant_id AS text), 0))")
+"""Let no other file of a tenant be finished before this transaction has ended."""
+
 DROP_UPLOAD = text("DELETE FROM files WHERE id = :id AND bytes = -1")
 """Forget an upload that was broken off."""
 

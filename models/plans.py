@@ -1,6 +1,9 @@
 """Plans: how much an API key may submit, and the sliding window that counts it.
 
-A plan has three limits, each of them optional: requests per minute, tokens per minute, requests per day.
+A plan has limits for what is submitted one at a time (requests per minute, tokens per minute, requests per day) and
+for batches and files, each of them optional. The rows of a batch do not come by the minute: they are charged by the day
+(:attr:`Plan.batch_limits`), so that no plan with limits is without one for batches.
+
 What was used lately is estimated from two adjoining windows, as a sliding window counter does: all of the
 current one, and of the one before it the share that still lies within a window's length of now. The rule is
 the same wherever the counters are kept: in Redis (:mod:`api.ratelimits` says it in Lua) or in a process.
@@ -22,16 +25,19 @@ PlanName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most ``quota`` requests, or tokens, in ``window_ms`` milliseconds."""
+    """At most ``quota`` requests (or rows of batches), or tokens, in ``window_ms`` milliseconds."""
 
     name: str
     quota: int
     window_ms: int
     counts_tokens: bool = False
 
-    def cost(self, tokens: int) -> int:
-        """What a request with so many tokens takes from this limit; a negative number gives tokens back."""
-        return tokens if self.counts_tokens else int(tokens >= 0)
+    def cost(self, tokens: int, requests: int = 1) -> int:
+        """What requests with so many tokens together take from this limit; negative numbers give back, and where tokens
+        are given back no request is taken."""
+        if self.counts_tokens:
+            return tokens
+        return requests if tokens >= 0 else min(0, requests)
 
 
 class Plan(BaseModel):
@@ -42,6 +48,35 @@ class Plan(BaseModel):
     requests_per_minute: Quota | None = None
     tokens_per_minute: Quota | None = None
     requests_per_day: Quota | None = None
+    batch_rows_per_day: Quota | None = None
+    batch_tokens_per_day: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    batch_rows: Quota | None = None
+    files: Quota | None = None
+    file_bytes: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    files_expire_after_s: Annotated[int, Field(ge=3600, le=365 * DAY_S)] | None = None
+
+    @cached_property
+    def batch_limits(self) -> tuple[Limit, ...]:
+        """The limits that the rows of batches take from.
+
+        A row is a request of the day where the plan has no limit of its own for rows; where it has limits by the minute
+        alone, a day of them.
+        """
+        day_ms = DAY_S * 1000
+        limits = []
+        if self.batch_rows_per_day is None and self.requests_per_day is not None:
+            limits.append(Limit("requests-per-day", self.requests_per_day, day_ms))
+        elif rows := self.batch_rows_per_day or _day_of(self.requests_per_minute):
+            limits.append(Limit("batch-rows-per-day", rows, day_ms))
+        if tokens := self.batch_tokens_per_day or _day_of(self.tokens_per_minute):
+            limits.append(Limit("batch-tokens-per-day", tokens, day_ms, counts_tokens=True))
+        return tuple(limits)
+
+    @cached_property
+    def most_rows(self) -> int | None:
+        """The most rows that a batch of this plan can ever have."""
+        limits = [limit.quota for limit in self.batch_limits if not limit.counts_tokens]
+        return min([*limits, *filter(None, [self.batch_rows])], default=None)
 
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
@@ -54,11 +89,26 @@ class Plan(BaseModel):
         return tuple(Limit(name, quota, window_s * 1000, tokens) for name, quota, window_s, tokens in possible if quota)
 
 
-def _plan(requests_per_minute: int, tokens_per_minute: int, requests_per_day: int) -> Plan:
+def _day_of(per_minute: int | None) -> int | None:
+    return None if per_minute is None else per_minute * (DAY_S // MINUTE_S)
+
+
+def _plan(
+    requests_per_minute: int,
+    tokens_per_minute: int,
+    requests_per_day: int,
+    *,
+    rows: int | None,
+    files: int,
+    file_bytes: int,
+) -> Plan:
     return Plan(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         requests_per_day=requests_per_day,
+        batch_rows_per_day=rows,
+        files=files,
+        file_bytes=file_bytes,
     )
 
 
@@ -66,9 +116,9 @@ SMALLEST = "free"
 """The plan of a key whose own plan has been taken out of the catalogue."""
 
 SHIPPED_PLANS: Mapping[str, Plan] = {
-    SMALLEST: _plan(10, 10_000, 100),
-    "pro": _plan(100, 100_000, 1_000),
-    "enterprise": _plan(1_000, 1_000_000, 10_000),
+    SMALLEST: _plan(10, 10_000, 100, rows=None, files=100, file_bytes=100 * 10**6),
+    "pro": _plan(100, 100_000, 1_000, rows=100_000, files=1_000, file_bytes=10 * 10**9),
+    "enterprise": _plan(1_000, 1_000_000, 10_000, rows=5_000_000, files=10_000, file_bytes=100 * 10**9),
 }
 
 
@@ -132,17 +182,19 @@ class Window:
 
 
 def charge(
-    windows: Sequence[Window], tokens: int, now_ms: int, limits: Sequence[Limit]
+    windows: Sequence[Window], tokens: int, now_ms: int, limits: Sequence[Limit], requests: int = 1
 ) -> tuple[bool, tuple[Window, ...]]:
     """Whether a request is within all the limits, and their windows afterwards: it takes from all or from none.
 
-    A negative number of tokens is given back, whatever the limits say.
+    Negative numbers of tokens or requests are given back, whatever the limits say.
     """
     current = [window.at(now_ms, limit) for window, limit in zip(windows, limits, strict=True)]
     pairs = list(zip(current, limits, strict=True))
-    if tokens >= 0 and not all(window.fits(limit.cost(tokens), now_ms, limit) for window, limit in pairs):
+    costs = [limit.cost(tokens, requests) for limit in limits]
+    takes = tokens >= 0 and requests >= 0
+    if takes and not all(window.fits(cost, now_ms, limit) for (window, limit), cost in zip(pairs, costs, strict=True)):
         return False, tuple(current)
-    return True, tuple(window.plus(limit.cost(tokens)) for window, limit in pairs)
+    return True, tuple(window.plus(cost) for window, cost in zip(current, costs, strict=True))
 
 
 def _fades_at(before: int, room: int, limit: Limit) -> int:

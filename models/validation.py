@@ -27,24 +27,42 @@ LOCK_UNREAD = text(f"SELECT pg_try_advisory_lock({_FIRST_KEY}, hashtext(CAST(:id
 UNLOCK_UNREAD = text(f"SELECT pg_advisory_unlock({_FIRST_KEY}, hashtext(CAST(:id AS text))) AS unlocked")
 
 SELECT_UNREAD = text(f"""
-    SELECT b.id FROM batches b
-    WHERE b.status = 'validating' AND b.expires_at > now() AND b.created_at < now() - interval '2 seconds'
-      AND NOT EXISTS (
-        SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+    WITH read AS MATERIALIZED (
+        SELECT CAST(l.objid AS bigint) AS key FROM pg_locks l
+        JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
         WHERE l.locktype = 'advisory' AND l.classid = {_FIRST_KEY} AND l.objsubid = 2
-          AND l.objid = CAST(CAST(hashtext(b.id::text) AS bigint) & 4294967295 AS oid))
-    ORDER BY b.id LIMIT :limit
+    ), validating AS MATERIALIZED (
+        SELECT b.id, b.tenant_id,
+               b.created_at < now() - interval '2 seconds' OR b.id = ANY(CAST(:mine AS uuid[])) AS due,
+               CAST(hashtext(b.id::text) AS bigint) & 4294967295 IN (SELECT key FROM read) AS is_read
+        FROM batches b WHERE b.status = 'validating' AND b.expires_at > now()
+    )
+    SELECT DISTINCT ON (v.tenant_id) v.id, v.tenant_id, coalesce(r.files, 0) AS files_read
+    FROM validating v
+    LEFT JOIN (SELECT tenant_id, count(*) AS files FROM validating WHERE is_read GROUP BY tenant_id) r
+         ON r.tenant_id = v.tenant_id
+    WHERE v.due AND NOT v.is_read AND NOT v.id = ANY(CAST(:taken AS uuid[]))
+    ORDER BY v.tenant_id, v.id
 """)
-"""Batches whose file nobody reads."""
+"""The oldest batch of each tenant whose file nobody reads, and how many of the tenant's files are being read now by any
+process. A new batch is left for two seconds to the process that recorded it, unless that is this one (``mine``);
+``taken`` are those that this process has begun with."""
 
 SELECT_TO_READ = text("""
     SELECT b.id, b.tenant_id, b.api_key_id, b.endpoint, b.name, b.dedupe, b.priority, b.max_parallel,
            b.completion_window, b.end_user, b.team, b.labels, b.input_file_id, b.output_expires_s,
-           extract(epoch FROM b.expires_at - b.created_at)::float AS expires_in, f.bytes AS file_bytes
+           extract(epoch FROM b.expires_at - b.created_at)::float AS expires_in, f.bytes AS file_bytes,
+           (SELECT k.plan FROM api_keys k WHERE k.id = b.api_key_id) AS plan
     FROM batches b LEFT JOIN files f ON f.id = b.input_file_id
     WHERE b.id = :id AND b.status = 'validating'
 """)
-"""A batch whose file is still to be read, with the file's size, null if it is deleted."""
+"""A batch whose file is still to be read, with the file's size, null if it is deleted, and its key's plan."""
+
+SELECT_LIVE_ROWS = text("""
+    SELECT coalesce(sum(total), 0) AS rows FROM batches
+    WHERE tenant_id = :tenant_id AND status NOT IN ('completed', 'expired', 'cancelled', 'failed')
+""")
+"""The rows of a tenant's batches that have not ended."""
 
 REFUSE_BATCH = text("""
     UPDATE batches SET status = 'failed', failed_at = now(), errors = CAST(:errors AS jsonb)

@@ -23,6 +23,11 @@ def configuration() -> str:
         "",
         "Read from the environment, each process only its own. Besides: `HEADRACE_DATA_DIR` (`.headrace`), where",
         "`headrace up` keeps everything, and `HEADRACE_LOG=json` for logs as JSON lines.",
+        "",
+        "`/metrics` and the parts of `/health` are for callers with an API key and for the networks of",
+        "`HEADRACE_METRICS_ALLOW`. A Prometheus in another container or on another machine is best given a key",
+        "(`authorization: {credentials_file: ...}`). The address of a container network is often that of everybody who",
+        "comes from outside, through a published port.",
     ]
     for title, settings in PROCESSES.items():
         lines += ["", f"## {title}", "", "| variable | default | |", "|---|---|---|"]

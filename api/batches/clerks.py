@@ -1,4 +1,4 @@
-"""The API's clerks: at most two processes that take files in; others wait for their turn.
+"""The API's clerks: a few processes that take files in; tenants rotate, and none has all of them.
 
 A clerk is kept for the next file, since its start takes half a second, until it has done enough of them, has grown,
 or has waited for long. It is ended in the middle of its work when its caller hangs up or the time is over: what it
@@ -12,13 +12,16 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import BinaryIO
+from uuid import UUID
 
 import structlog
 
 from api.batches.orders import LENGTH, TOO_MUCH, Order, Taken, decode_reply
+from api.batches.turns import Places
 from models.errors import ValidationFailed
 
-MAX_CLERKS = 2
+MAX_CLERKS = 3
+MAX_CLERKS_OF_TENANT = 2
 MAX_FILES = 50
 IDLE_S = 300.0
 TIME_LIMIT_S = 600.0
@@ -75,7 +78,7 @@ class Clerks:
     """Lends clerks to uploads."""
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(MAX_CLERKS)
+        self._places = Places(MAX_CLERKS, MAX_CLERKS_OF_TENANT)
         self._free: list[Clerk] = []
         self._all: set[Clerk] = set()
         self._starting: asyncio.Task[None] | None = None
@@ -91,7 +94,7 @@ class Clerks:
 
         When it is cancelled, the clerk is ended, and with it its transaction.
         """
-        async with self._lent() as clerk:
+        async with self._lent(order.tenant_id) as clerk:
             work = asyncio.create_task(asyncio.to_thread(clerk.work, order.model_dump_json().encode(), file))
             try:
                 reply = await asyncio.wait_for(asyncio.shield(work), TIME_LIMIT_S)
@@ -116,8 +119,8 @@ class Clerks:
             await self._end(clerk)
 
     @asynccontextmanager
-    async def _lent(self) -> AsyncIterator[Clerk]:
-        async with self._turns:
+    async def _lent(self, tenant_id: UUID) -> AsyncIterator[Clerk]:
+        async with self._places.one_of(tenant_id):
             if self._starting is not None:
                 await asyncio.wait([self._starting])
             while self._free and not self._free[-1].alive:

@@ -7,7 +7,9 @@ from uuid import UUID
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.batches.quotas import RowQuota
 from api.reserving import budget_exceeded
+from api.shares import Control
 from models.batch import BY_HAND, ENDED
 from models.batchcontrol import CANCEL_JOBS, LOCK_BATCH, PARK, PAUSE, RESUME, STOP, TELL, UNPARK
 from models.database import DatabaseFailure, classify, transaction
@@ -24,9 +26,10 @@ T = TypeVar("T")
 class BatchControl:
     """What callers do to their batches; each raises NotFound for another tenant's."""
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups) -> None:
+    def __init__(self, engine: AsyncEngine, wakeups: Wakeups, control: Control) -> None:
         self._engine = engine
         self._wakeups = wakeups
+        self._control = control
 
     async def pause(self, tenant_id: UUID, batch_id: UUID) -> None:
         """Let no further row start; those that run go on. Raises BatchFinished and BatchBusy."""
@@ -41,7 +44,8 @@ class BatchControl:
             if batch["status"] == "in_progress":
                 await connection.execute(TELL, {"id": batch_id, "what": "paused"})
 
-        await self._surely(change)
+        async with self._control.one_of(tenant_id):
+            await self._surely(change)
 
     async def resume(self, tenant_id: UUID, batch_id: UUID) -> None:
         """Let rows start again, those too whose budget was short; raises BudgetExceeded where it still is,
@@ -57,7 +61,8 @@ class BatchControl:
             await connection.execute(UNPARK, {"id": batch_id})
             await connection.execute(TELL, {"id": batch_id, "what": "resumed"})
 
-        await self._surely(change)
+        async with self._control.long_one_of(tenant_id):
+            await self._surely(change)
         self._wakeups.announce(DUE)
 
     async def cancel(self, tenant_id: UUID, batch_id: UUID) -> None:
@@ -73,25 +78,35 @@ class BatchControl:
             asked = await connection.execute(CANCEL_JOBS, {"id": batch_id, "writer": BY_HAND})
             return list(asked.mappings())
 
-        jobs = await self._surely(change)
+        async with self._control.one_of(tenant_id):
+            jobs = await self._surely(change)
         for channel, status in ((FINISHED, "cancelled"), (CANCEL, "in_progress")):
             ids = [job["id"].hex for job in jobs if job["status"] == status]
             if ids:
                 self._wakeups.announce(channel, ids)
         self._wakeups.announce(DUE)
 
-    async def retry(self, tenant_id: UUID, batch_id: UUID, statuses: Collection[str] = NOT_COMPLETED) -> None:
+    async def retry(
+        self, tenant_id: UUID, batch_id: UUID, quota: RowQuota, statuses: Collection[str] = NOT_COMPLETED
+    ) -> None:
         """Let the rows that ended so run again, with a fresh deadline if the batch had ended; raises BudgetExceeded,
-        NothingToRetry and BatchBusy."""
+        RateLimited, NothingToRetry and BatchBusy."""
 
         async def change(connection: AsyncConnection) -> None:
+            await quota.give_back()  # what a try before took, that met another's lock
             batch = await _lock(connection, tenant_id, batch_id)
             _allow(batch, "in_progress", "paused", "completed", "expired", "cancelled")
             again = _fits(await run_again(connection, batch, BY_HAND, statuses=statuses))
             if not again.rows:
                 raise NothingToRetry(f"No row of the batch is {' or '.join(sorted(statuses))}.")
+            await quota.take(sum(again.rows.values()), 0)
 
-        await self._surely(change)
+        async with self._control.long_one_of(tenant_id):
+            try:
+                await self._surely(change)
+            except BaseException:
+                await quota.give_back()
+                raise
         self._wakeups.announce(DUE)
 
     async def _surely(self, change: Callable[[AsyncConnection], Awaitable[T]]) -> T:

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
 from api.batches.problems import Problems
 from api.batches.records import FORMATS
 from api.batches.windows import DEFAULT_WINDOW, window_seconds
-from api.bodies import JsonObject, is_deeper_than, shorten
+from api.bodies import JsonObject, parse_json_field, shorten
 from api.errors import validation_failed
 from api.schemas.requests import JobRequest
 from models.errors import CallbackUrlRefused
@@ -88,18 +87,9 @@ def _number(text: str) -> float:
         raise ValueError("Input should be a number") from None
 
 
-def _json(text: str) -> Any:  # Any: JSON
-    if is_deeper_than(text.encode(), 32):
-        raise ValueError("this is not JSON, or nested too deeply")
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise ValueError("this is not JSON") from None
-
-
 def _strings(text: str) -> Any:  # Any: JSON
     """A JSON list, or the text itself."""
-    return _json(text) if text.lstrip().startswith("[") else text
+    return parse_json_field(text) if text.lstrip().startswith("[") else text
 
 
 def _names(text: str) -> Any:  # Any: JSON
@@ -158,13 +148,13 @@ _OF_REQUEST: Mapping[str, Callable[[str], Any]] = {  # Any: a field's value
     "presence_penalty": _number,
     "stop": _strings,
     "seed": _whole,
-    "response_format": _json,
+    "response_format": parse_json_field,
     "fallbacks": _names,
     "priority": str,
     "max_cost_usd": str,
     "user": str,
     "team": str,
-    "metadata": _json,
+    "metadata": parse_json_field,
 }
 _OWN: Mapping[str, Callable[[str], Any]] = {  # Any: a field's value
     "prompt": str,

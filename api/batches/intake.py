@@ -5,6 +5,7 @@ one, no further rows are, the rest of the file is only looked at, and the transa
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import BinaryIO
 from uuid import UUID
@@ -15,9 +16,12 @@ from api.batches.opening import open_table
 from api.batches.orders import Order, Taken
 from api.batches.planning import Planner, Prompts, distinct_sizes
 from api.batches.problems import Problems
+from api.batches.quotas import RowQuota
 from api.batches.records import Table, Unreadable
 from api.batches.rows import BatchDraft, Chunk, check_cost, write_batch
 from api.batches.templates import Template, TemplateProblem, compile_template
+from api.counters import Counters
+from api.ratelimits import RateLimiter
 from models.catalog import Catalog
 from models.database import create_engine
 from models.routing import Router
@@ -39,11 +43,27 @@ async def take_in(order: Order, file: BinaryIO, catalog: Catalog) -> Taken:
         return reading.look_through()
     draft = _draft(order, form)
     engine = create_engine(order.database_url, name="intake", pool_size=1)
-    try:
-        written = await write_batch(engine, draft, reading.chunks(draft), distinct=True)
-    finally:
-        await engine.dispose()
+    async with _row_quota(order, catalog) as quota:
+        try:
+            written = await write_batch(engine, draft, reading.chunks(draft, quota), distinct=True)
+        except BaseException:
+            await quota.give_back()
+            raise
+        finally:
+            await engine.dispose()
+        if written is None:
+            await quota.give_back()
     return reading.taken(written)
+
+
+@asynccontextmanager
+async def _row_quota(order: Order, catalog: Catalog) -> AsyncIterator[RowQuota]:
+    """What the plan of the order's key allows; the counters are asked only for a key that has one."""
+    counters = Counters(order.redis_url, timeout_s=order.rate_limit_timeout_s)
+    try:
+        yield RowQuota(RateLimiter(catalog.plans, counters), order.plan, order.api_key_id, order.live_rows)
+    finally:
+        await counters.close()
 
 
 class _Reading:
@@ -58,13 +78,16 @@ class _Reading:
         self._planner: Planner | None = None
         self._columns: list[str] = []
 
-    async def chunks(self, draft: BatchDraft) -> AsyncIterator[Chunk]:
-        """The rows to copy; the draft is complete after the last. Raises ValidationFailed."""
+    async def chunks(self, draft: BatchDraft, quota: RowQuota) -> AsyncIterator[Chunk]:
+        """The rows to copy; the draft is complete after the last. Raises ValidationFailed, and RateLimited."""
         for chunk in self._read(str(draft.id)):
             if chunk is not None:
                 yield chunk
+            if self._planner is not None:
+                quota.check(self._planner.totals.rows)
         assert self._planner is not None  # there are rows
         self._planner.complete(draft, self._columns)
+        await quota.take(self._planner.totals.rows, self._planner.most_tokens)
 
     def look_through(self) -> Taken:
         """What the batch would be; raises ValidationFailed or CostCapExceeded."""

@@ -37,6 +37,10 @@ class Order(BaseModel):
     max_rows: int
     idempotency_key: str | None
     request_hash: str | None
+    plan: str | None = None
+    live_rows: int = 0
+    redis_url: str = ""
+    rate_limit_timeout_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

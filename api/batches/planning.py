@@ -91,6 +91,12 @@ class Planner:
         self._places = [place for template in prompts.templates for place in template.places]
         self.price = _pricing(form, self.route, catalog, len(prompts.templates))
 
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that the rows so far may use, prompts and answers together."""
+        around = most_tokens([""] * len(self._own_bytes))
+        return self.totals.prompt_bytes + self.totals.rows * (around + self._request.max_tokens)
+
     def complete(self, draft: BatchDraft, columns: Sequence[str]) -> None:
         """Fill in what the batch has of its file and its route."""
         request = llm_request_of(self._request)

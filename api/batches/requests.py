@@ -11,9 +11,11 @@ import orjson
 from api.auth import Caller
 from api.batches.planning import MAX_ID_CHARS, Marks
 from api.batches.problems import Problems
+from api.batches.quotas import RowQuota
 from api.batches.rows import BatchDraft, Chunk, Row, encode_rows
 from api.bodies import JsonObject, parse_json_object, shorten
 from api.openai_requests import chat_request, embedding_request, plan_embedding
+from api.ratelimits import worst_tokens
 from api.submission import plan_job
 from models.catalog import Catalog
 from models.errors import FieldProblem, HeadraceError, ValidationFailed
@@ -75,8 +77,10 @@ def _stripped(line: bytes, number: int) -> bytes:
 class RequestReader:
     """Reads one file. After the last chunk ``draft`` is complete, or ``errors`` says what is wrong."""
 
-    def __init__(self, draft: BatchDraft, catalog: Catalog, router: Router) -> None:
+    def __init__(self, draft: BatchDraft, catalog: Catalog, router: Router, quota: RowQuota | None = None) -> None:
         self._draft = draft
+        self._quota = quota if quota is not None and quota.plan is not None else None
+        self._tokens = 0
         self._catalog = catalog
         self._router = router
         self._caller = Caller(draft.tenant_id, draft.api_key_id, frozenset())
@@ -90,7 +94,8 @@ class RequestReader:
     async def chunks(self, content: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
         """The rows to copy, until something is wrong with one; the rest of the file is then only looked at.
 
-        Raises ValidationFailed after the last line if anything is wrong, for :attr:`errors` to say what.
+        Raises ValidationFailed after the last line if anything is wrong, for :attr:`errors` to say what, and
+        RateLimited where the plan of the batch's key does not allow so many rows.
         """
         rows: list[Row] = []
         size = turn = 0
@@ -98,6 +103,8 @@ class RequestReader:
             if (turn := turn + 1) % _LINES_A_TURN == 0:
                 await asyncio.sleep(0)
             row = self._read(line)
+            if self._quota is not None:
+                self._quota.check(self._rows)
             if row is None or self._wrong:
                 rows.clear()
                 continue
@@ -111,6 +118,8 @@ class RequestReader:
             self._note("empty_file", "There are no requests in the file.", None, None)
         if self._wrong:
             raise ValidationFailed("The file cannot be used.")
+        if self._quota is not None:
+            await self._quota.take(self._rows, self._tokens)
         if rows:
             yield encode_rows(self._draft.id, rows)
         self._draft.model = self._models.pop() if len(self._models) == 1 else None
@@ -192,6 +201,8 @@ class RequestReader:
             request = chat_request({**body, "expires_in": int(self._draft.expires_in)})
             job = plan_job(request, self._caller, self._catalog, None, self._router)
         self._models.add(job["model"])
+        if self._quota is not None:
+            self._tokens += worst_tokens(job["request"])
         place = self._place_of(job)
         return Row(
             number=self._rows,

@@ -14,9 +14,8 @@ from uuid import UUID
 
 import orjson
 from sqlalchemy import RowMapping
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.database import read_all, read_one
+from models.database import Read
 from models.results import SELECT_FINISHING_ORDER, SELECT_TOTAL, page
 
 PAGE_ROWS = 1000
@@ -28,19 +27,19 @@ Order = Literal["input", "finished"]
 Pages = AsyncIterator[Sequence[str]]
 
 
-async def openai_lines(engine: AsyncEngine, batch_id: UUID, *, failed: bool) -> AsyncIterator[bytes]:
+async def openai_lines(read: Read, batch_id: UUID, *, failed: bool) -> AsyncIterator[bytes]:
     """The lines of a batch's output file, or of its error file (``failed``)."""
-    async for lines in _pages(engine, batch_id, "openai", "failed" if failed else "completed", "input"):
+    async for lines in _pages(read, batch_id, "openai", "failed" if failed else "completed", "input"):
         yield _joined(lines)
 
 
-async def jsonl_results(engine: AsyncEngine, batch_id: UUID, order: Order) -> AsyncIterator[bytes]:
+async def jsonl_results(read: Read, batch_id: UUID, order: Order) -> AsyncIterator[bytes]:
     """Every row that has a result, a JSON object each."""
-    async for lines in _pages(engine, batch_id, "jsonl", "all", order):
+    async for lines in _pages(read, batch_id, "jsonl", "all", order):
         yield _joined(lines)
 
 
-async def csv_results(engine: AsyncEngine, sheet: RowMapping, order: Order, *, raw: bool) -> AsyncIterator[bytes]:
+async def csv_results(read: Read, sheet: RowMapping, order: Order, *, raw: bool) -> AsyncIterator[bytes]:
     """Every row that has a result: the input's columns, then ours.
 
     Cells that a spreadsheet would execute get an apostrophe in front, unless ``raw``.
@@ -48,7 +47,7 @@ async def csv_results(engine: AsyncEngine, sheet: RowMapping, order: Order, *, r
     columns = sheet["columns"] if sheet["columns"] is not None else ["custom_id"]
     write = _writer(lambda cell: cell) if raw else _writer(harmless)
     yield write([[*columns, *(_distinct(name, columns) for name in OWN_COLUMNS)]])
-    async for lines in _pages(engine, sheet["id"], "csv", "all", order):
+    async for lines in _pages(read, sheet["id"], "csv", "all", order):
         documents = map(orjson.loads, lines)
         yield write([[*cells, *own] for cells, *own in documents])
 
@@ -78,21 +77,21 @@ def _joined(lines: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _pages(engine: AsyncEngine, batch_id: UUID, form: str, which: str, order: Order) -> Pages:
+def _pages(read: Read, batch_id: UUID, form: str, which: str, order: Order) -> Pages:
     if order == "finished":
-        return _pages_as_finished(engine, batch_id, form, which)
-    return _pages_by_number(engine, batch_id, form, which)
+        return _pages_as_finished(read, batch_id, form, which)
+    return _pages_by_number(read, batch_id, form, which)
 
 
-async def _pages_by_number(engine: AsyncEngine, batch_id: UUID, form: str, which: str) -> Pages:
+async def _pages_by_number(read: Read, batch_id: UUID, form: str, which: str) -> Pages:
     statement = page(form, which, chosen=False)
-    sheet = await read_one(engine, SELECT_TOTAL, {"id": batch_id})
-    total = sheet["total"] if sheet is not None else 0
+    sheets = await read(SELECT_TOTAL, {"id": batch_id})
+    total = sheets[0]["total"] if sheets else 0
     after, span = 0, PAGE_ROWS
     while after < total:
         last = after + span
         params = {"batch_id": batch_id, "after": after, "last": last, "bytes": PAGE_BYTES}
-        rows = await read_all(engine, statement, params)
+        rows = await read(statement, params)
         given = [row for row in rows if row["line"] is not None]
         after = last if len(given) == len(rows) else given[-1]["number"]
         span = min(PAGE_ROWS, span * 2) if len(given) == len(rows) else max(1, len(given))
@@ -100,16 +99,16 @@ async def _pages_by_number(engine: AsyncEngine, batch_id: UUID, form: str, which
             yield [row["line"] for row in given]
 
 
-async def _pages_as_finished(engine: AsyncEngine, batch_id: UUID, form: str, which: str) -> Pages:
+async def _pages_as_finished(read: Read, batch_id: UUID, form: str, which: str) -> Pages:
     statement = page(form, which, chosen=True)
-    row = await read_one(engine, SELECT_FINISHING_ORDER, {"batch_id": batch_id})
-    numbers = array("i", row["numbers"] if row is not None else b"")
+    orders = await read(SELECT_FINISHING_ORDER, {"batch_id": batch_id})
+    numbers = array("i", orders[0]["numbers"] if orders else b"")
     if sys.byteorder == "little":
         numbers.byteswap()
     start, span = 0, PAGE_ROWS
     while start < len(numbers):
         chosen = numbers[start : start + span].tolist()
-        rows = await read_all(engine, statement, {"batch_id": batch_id, "numbers": chosen, "bytes": PAGE_BYTES})
+        rows = await read(statement, {"batch_id": batch_id, "numbers": chosen, "bytes": PAGE_BYTES})
         given = [row for row in rows if row["line"] is not None]
         whole = len(given) == len(rows)
         start = start + len(chosen) if whole else start + chosen.index(given[-1]["number"]) + 1

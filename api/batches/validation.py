@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -9,14 +10,17 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.batches.quotas import RowQuota
 from api.batches.requests import Error, RequestReader, error_of
 from api.batches.rows import BatchDraft, write_batch
+from api.errors import not_storable
 from api.filestore import stored_chunks
+from api.ratelimits import RateLimiter
 from models.catalog import Catalog
-from models.database import WAITING_HELPS, classify, dump_json, fetch_all, read_one
+from models.database import WAITING_HELPS, classify, dump_json, fetch_all, is_unstorable, read_all, read_one
 from models.errors import HeadraceError, Unavailable
 from models.routing import Router
-from models.validation import LOCK_UNREAD, REFUSE_BATCH, SELECT_TO_READ, UNLOCK_UNREAD
+from models.validation import LOCK_UNREAD, REFUSE_BATCH, SELECT_LIVE_ROWS, SELECT_TO_READ, UNLOCK_UNREAD
 from models.wakeups import Wakeups
 
 Row = Mapping[Any, Any]  # Any: columns of several types
@@ -24,7 +28,14 @@ Row = Mapping[Any, Any]  # Any: columns of several types
 log = structlog.get_logger()
 
 
-async def validate(engine: AsyncEngine, batch_id: UUID, catalog: Catalog, router: Router, wakeups: Wakeups) -> None:
+async def validate(
+    engine: AsyncEngine,
+    batch_id: UUID,
+    catalog: Catalog,
+    router: Router,
+    wakeups: Wakeups,
+    limiter: RateLimiter,
+) -> None:
     """Read a batch's file, unless another process does; takes three connections meanwhile.
 
     When Postgres goes away in the middle, the batch stays as it was, for anyone to begin anew.
@@ -35,21 +46,34 @@ async def validate(engine: AsyncEngine, batch_id: UUID, catalog: Catalog, router
         try:
             row = await read_one(engine, SELECT_TO_READ, {"id": batch_id})
             if row is not None:
-                errors = await _read(engine, row, catalog, router, wakeups)
+                quota = await _row_quota(engine, row, limiter)
+                errors = await _read(engine, row, catalog, router, wakeups, quota)
                 if errors:
                     await fetch_all(engine, REFUSE_BATCH, {"id": batch_id, "errors": dump_json(errors)})
         finally:
             await _unlock(connection, batch_id)
 
 
-async def _read(engine: AsyncEngine, row: Row, catalog: Catalog, router: Router, wakeups: Wakeups) -> list[Error]:
+async def _row_quota(engine: AsyncEngine, row: Row, limiter: RateLimiter) -> RowQuota:
+    plan = limiter.plan(row["plan"])
+    live_rows = 0
+    if plan is not None and plan.batch_rows is not None:
+        (live,) = await read_all(engine, SELECT_LIVE_ROWS, {"tenant_id": row["tenant_id"]})
+        live_rows = int(live["rows"])
+    return RowQuota(limiter, row["plan"], row["api_key_id"], live_rows)
+
+
+async def _read(
+    engine: AsyncEngine, row: Row, catalog: Catalog, router: Router, wakeups: Wakeups, quota: RowQuota
+) -> list[Error]:
     """Write the batch's rows; what is wrong with its file otherwise."""
     if row["file_bytes"] is None:
         return [error_of("not_found", "The input file is deleted or has expired.", "input_file_id", None)]
-    reader = RequestReader(draft := _draft(row), catalog, router)
-    content = stored_chunks(engine, row["input_file_id"], row["file_bytes"])
+    reader = RequestReader(draft := _draft(row), catalog, router, quota)
+    content = stored_chunks(partial(read_all, engine), row["input_file_id"], row["file_bytes"])
+    written = None
     try:
-        await write_batch(engine, draft, reader.chunks(content), wakeups, distinct=True)
+        written = await write_batch(engine, draft, reader.chunks(content), wakeups, distinct=True)
     except Unavailable:
         raise
     except HeadraceError as error:
@@ -57,8 +81,14 @@ async def _read(engine: AsyncEngine, row: Row, catalog: Catalog, router: Router,
     except Exception as error:
         if classify(error) in WAITING_HELPS:
             raise
+        if is_unstorable(error):
+            refusal = not_storable()
+            return [error_of(refusal.code, refusal.detail.replace("request", "file"), None, None)]
         log.exception("batch.not_validated", batch_id=row["id"].hex)
         return [error_of("internal", "Something went wrong here; the error has been logged.", None, None)]
+    finally:
+        if written is None:
+            await quota.give_back()
     return []
 
 

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.batches.validation import validate
+from api.counters import Counters
+from api.ratelimits import RateLimiter
 from api.settings import ApiSettings
 from models.catalog import load_catalog
 from models.database import create_engine
@@ -43,11 +45,14 @@ async def run(order: Order) -> None:
     catalog = load_catalog(settings.catalog, settings.optional_llms)
     engine = create_engine(settings.database_url, name="validator", pool_size=3)
     wakeups = Wakeups(settings.redis_url)
+    counters = Counters(settings.redis_url, timeout_s=settings.rate_limit_timeout_s)
+    limiter = RateLimiter(catalog.plans, counters)
     try:
-        await validate(engine, order.batch_id, catalog, Router(catalog, order.vitals), wakeups)
+        await validate(engine, order.batch_id, catalog, Router(catalog, order.vitals), wakeups, limiter)
     except (SQLAlchemyError, OSError, Unavailable) as error:
         log.warning("batch.waits", batch_id=order.batch_id.hex, error=str(error).partition("\n")[0])
     finally:
+        await counters.close()
         await wakeups.close()
         await engine.dispose()
 

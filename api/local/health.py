@@ -30,7 +30,7 @@ def show_health(url: str, console: Console) -> bool:
 
 def _table(body: dict[str, Any]) -> Table:  # Any: JSON
     table = Table("part", "status", "detail", title=f"health: {body.get('status', 'unknown')}", title_justify="left")
-    parts = body.get("parts", {})
+    parts = body.get("parts")
     for name, part in parts.items() if isinstance(parts, dict) else ():
         details = {key: value for key, value in part.items() if key != "status"}
         status = part.get("status", "unknown")

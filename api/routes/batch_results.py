@@ -34,12 +34,12 @@ async def get_results(
 
     In CSV these are the input's columns and `output`, `error`, `model`, `input_tokens`, `output_tokens`, `cost_usd`.
     """
-    sheet = await read_one(services.engine, SELECT_SHEET, {"id": batch_id, "tenant_id": caller.tenant_id})
+    sheet = await read_one(services.pools.light, SELECT_SHEET, {"id": batch_id, "tenant_id": caller.tenant_id})
     if sheet is None:
         raise NotFound("There is no such batch.")
     headers = attachment(f"{to_wire(BATCH, batch_id)}.{format}")
     if format == "csv":
-        content = csv_results(services.engine, sheet, order, raw=raw)
+        content = csv_results(services.reads.of(caller.tenant_id), sheet, order, raw=raw)
         return StreamingResponse(content, headers=headers, media_type="text/csv")
-    content = jsonl_results(services.engine, batch_id, order)
+    content = jsonl_results(services.reads.of(caller.tenant_id), batch_id, order)
     return StreamingResponse(content, headers=headers, media_type="application/x-ndjson")

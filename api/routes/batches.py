@@ -8,13 +8,14 @@ from starlette.responses import Response
 
 from api.auth import Caller
 from api.batches.control import BatchControl
+from api.batches.quotas import RowQuota
 from api.batches.view import RATE_S, batch_to_wire
 from api.deps import BatchId, CallerDep, Services, ServicesDep
 from api.openapi import answer, refusals
 from api.responses import json_response, listed
 from api.schemas.batches import BatchList, BatchResource
 from models.batch import LIST_BATCHES, SELECT_BATCH
-from models.database import read_all, read_one
+from models.database import read_one
 from models.errors import FieldProblem, NotFound, ValidationFailed
 from models.ids import BATCH, from_wire
 from models.rerun import NOT_COMPLETED
@@ -35,7 +36,7 @@ async def list_batches(
         message = "This is not the id of a batch."
         raise ValidationFailed(message, param="after", problems=[FieldProblem("after", message)])
     params = {"tenant_id": caller.tenant_id, "after": cursor, "limit": limit + 1, "rate_s": RATE_S}
-    rows = await read_all(services.engine, LIST_BATCHES, params)
+    rows = await services.reads.read_all(caller.tenant_id, LIST_BATCHES, params)
     return json_response(listed([batch_to_wire(row) for row in rows], limit))
 
 
@@ -69,7 +70,7 @@ async def cancel_batch(services: ServicesDep, caller: CallerDep, batch_id: Batch
     return await batch_response(services, caller, batch_id)
 
 
-@router.post("/{batch_id}/retry", responses={200: _BATCH, **refusals(402, 404, 409, 422)})
+@router.post("/{batch_id}/retry", responses={200: _BATCH, **refusals(402, 404, 409, 422, 429)})
 async def retry_batch(
     services: ServicesDep,
     caller: CallerDep,
@@ -80,7 +81,8 @@ async def retry_batch(
 ) -> Response:
     """Run the rows again that ended without an answer. They reserve anew, as a whole; a batch that had ended gets a
     fresh deadline."""
-    await _control(services).retry(caller.tenant_id, batch_id, _statuses(status))
+    quota = RowQuota(services.limiter, caller.plan, caller.api_key_id)
+    await _control(services).retry(caller.tenant_id, batch_id, quota, _statuses(status))
     return await batch_response(services, caller, batch_id)
 
 
@@ -89,14 +91,14 @@ async def batch_response(
 ) -> Response:
     """The resource of the caller's batch; raises NotFound, for another tenant's too."""
     params = {"id": batch_id, "tenant_id": caller.tenant_id, "rate_s": RATE_S}
-    row = await read_one(services.engine, SELECT_BATCH, params)
+    row = await read_one(services.pools.light, SELECT_BATCH, params)
     if row is None:
         raise NotFound("There is no such batch.")
     return json_response(batch_to_wire(row), status, headers)
 
 
 def _control(services: Services) -> BatchControl:
-    return BatchControl(services.engine, services.wakeups)
+    return BatchControl(services.pools.control, services.wakeups, services.control)
 
 
 def _statuses(status: str | None) -> set[str]:

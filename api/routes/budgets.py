@@ -28,7 +28,7 @@ from models.budget import (
     SELECT_BUDGET,
     SELECT_KEY_OF_TENANT,
 )
-from models.database import read_all, read_one, transaction
+from models.database import read_one, transaction
 from models.errors import FieldProblem, NotFound, ValidationFailed
 from models.ids import BUDGET, from_wire, new_id, to_wire
 from models.pricing import as_wire
@@ -52,7 +52,7 @@ async def put_budget(request: Request, services: ServicesDep, caller: CallerDep)
     """
     wanted = _parse(await read_json_object(request, services.settings.max_body_bytes))
     await _check_subject(services, caller, wanted)
-    async with transaction(services.engine) as connection:
+    async with services.control.one_of(caller.tenant_id), transaction(services.pools.control) as connection:
         budget_id = await _put(connection, caller.tenant_id, wanted)
     return json_response(budget_resource(await _read(services, caller, budget_id)))
 
@@ -66,7 +66,7 @@ async def list_budgets(
 ) -> Response:
     """List budgets, oldest first."""
     params = {"tenant_id": caller.tenant_id, "after": _cursor(after), "limit": limit + 1}
-    rows = await read_all(services.engine, LIST_BUDGETS, params)
+    rows = await services.reads.read_all(caller.tenant_id, LIST_BUDGETS, params)
     data = [budget_resource(row) for row in rows[:limit]]
     return json_response(
         {
@@ -89,7 +89,9 @@ async def get_budget(services: ServicesDep, caller: CallerDep, budget_id: Budget
 async def delete_budget(services: ServicesDep, caller: CallerDep, budget_id: BudgetId) -> Response:
     """Delete a budget; the jobs that it covered go on."""
     params = {"id": budget_id, "tenant_id": caller.tenant_id}
-    if await read_one(services.engine, DELETE_BUDGET, params) is None:
+    async with services.control.one_of(caller.tenant_id):
+        deleted = await read_one(services.pools.control, DELETE_BUDGET, params)
+    if deleted is None:
         raise NotFound(_GONE)
     return Response(status_code=204)
 
@@ -124,7 +126,7 @@ async def _check_subject(services: Services, caller: Caller, wanted: BudgetReque
     if wanted.scope != "key":
         return
     params = {"subject": wanted.subject, "tenant_id": caller.tenant_id}
-    if await read_one(services.engine, SELECT_KEY_OF_TENANT, params) is None:
+    if await read_one(services.pools.light, SELECT_KEY_OF_TENANT, params) is None:
         message = "There is no such API key; send what stands between `hr_` and the next `_`."
         raise ValidationFailed(message, param="subject", problems=[FieldProblem("subject", message)])
 
@@ -138,7 +140,7 @@ async def _put(connection: AsyncConnection, tenant_id: UUID, wanted: BudgetReque
 
 
 async def _read(services: Services, caller: Caller, budget_id: UUID) -> Mapping[Any, Any]:  # Any: several types
-    row = await read_one(services.engine, SELECT_BUDGET, {"id": budget_id, "tenant_id": caller.tenant_id})
+    row = await read_one(services.pools.light, SELECT_BUDGET, {"id": budget_id, "tenant_id": caller.tenant_id})
     if row is None:
         raise NotFound(_GONE)
     return row

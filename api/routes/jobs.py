@@ -24,7 +24,6 @@ from api.schemas.jobs import JobList, JobResource
 from api.schemas.requests import JobRequest
 from api.submission import parse_request, plan_job
 from api.waiting import wait_or_disconnect
-from models.database import read_all
 from models.errors import FieldProblem, JobFinished, ValidationFailed
 from models.ids import BATCH, JOB, from_wire, to_wire
 from models.job import LIST_BATCH_JOBS, LIST_JOBS
@@ -109,17 +108,18 @@ async def list_jobs(
     after: str | None = None,
 ) -> Response:
     """List jobs, newest first."""
-    params = {
+    params: dict[str, object] = {
         "tenant_id": caller.tenant_id,
         "status": status.value if status else None,
         "after": _cursor(after),
         "limit": limit + 1,
     }
     if batch_id is None:
-        rows = await read_all(services.engine, LIST_JOBS, params)
+        rows = await services.reads.read_all(caller.tenant_id, LIST_JOBS, params)
     else:
         batch = from_wire(BATCH, batch_id)
-        rows = await read_all(services.engine, LIST_BATCH_JOBS, params | {"batch_id": batch}) if batch else []
+        params["batch_id"] = batch
+        rows = await services.reads.read_all(caller.tenant_id, LIST_BATCH_JOBS, params) if batch else []
     return json_response(page(rows, limit))
 
 

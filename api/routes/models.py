@@ -20,6 +20,7 @@ from models.process import SELECT_LOADED
 from models.routing import Vitals
 
 OWNER = "headrace"
+_NOT_TOLD = ("llm", "worker")
 Resource = dict[str, Any]  # Any: JSON
 Loaded = Mapping[str, Sequence[Resource]]
 
@@ -28,7 +29,7 @@ router = APIRouter(tags=["Models"])
 
 @router.get("/v1/models", responses={200: answer("The models.", ModelList), **refusals()})
 async def list_models(services: ServicesDep, caller: CallerDep) -> Response:
-    """List every LLM, every tier and `auto`; for local LLMs, which workers have them loaded."""
+    """List every LLM, every tier and `auto`; for local LLMs, what each worker has loaded of them."""
     loaded = await _loaded(services)
     data = [_llm(services, name, loaded) for name in services.catalog.llms] + _choosers(services)
     return json_response({"object": "list", "data": data})
@@ -50,13 +51,11 @@ async def get_model(
 
 
 async def _loaded(services: Services) -> Loaded:
-    """What each LLM's workers reported, by LLM."""
+    """What each LLM's workers reported, by LLM, without the names of workers, which are those of hosts."""
     by_llm: defaultdict[str, list[Resource]] = defaultdict(list)
-    for row in await read_all(services.engine, SELECT_LOADED):
+    for row in await read_all(services.pools.light, SELECT_LOADED):
         for report in row["models"]:
-            by_llm[report["llm"]].append(
-                {"worker": row["worker"], **{key: value for key, value in report.items() if key != "llm"}}
-            )
+            by_llm[report["llm"]].append({key: value for key, value in report.items() if key not in _NOT_TOLD})
     return by_llm
 
 

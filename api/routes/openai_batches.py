@@ -32,7 +32,10 @@ _EXAMPLE = {"input_file_id": "file-...", "endpoint": "/v1/chat/completions", "co
 
 @router.post(
     "/v1/batches",
-    responses={200: answer("The batch.", BatchResource, "Idempotent-Replayed"), **refusals(404, 413, 415, 422)},
+    responses={
+        200: answer("The batch.", BatchResource, "Idempotent-Replayed", "RateLimit", "RateLimit-Policy"),
+        **refusals(404, 413, 415, 422, 429),
+    },
     openapi_extra={"requestBody": body_of(BatchRequest, _EXAMPLE), "parameters": [KEY_HEADER]},
 )
 async def create_batch(request: Request) -> Response:
@@ -44,12 +47,13 @@ async def create_batch(request: Request) -> Response:
     body = await read_json_object(request, services.settings.max_body_bytes)
     wanted = _parse(body)
     request_hash = None if key is None else digest_of(body)
-    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+    made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
     if made is not None:
         return await batch_response(services, caller, made, headers=_REPLAYED)
+    limits = dict(await services.limiter.admit_one(caller))
     file_id = from_wire(FILE, wanted.input_file_id)
     params = {"id": file_id, "tenant_id": caller.tenant_id}
-    file = None if file_id is None else await read_one(services.engine, SELECT_FILE, params)
+    file = None if file_id is None else await read_one(services.pools.submit, SELECT_FILE, params)
     if file is None or file["content"] != "chunks":
         raise NotFound("There is no such file for a batch.", param="input_file_id")
     columns = _columns(wanted, caller) | {
@@ -57,10 +61,10 @@ async def create_batch(request: Request) -> Response:
         "idempotency_key": key,
         "request_hash": request_hash,
     }
-    if await fetch_all(services.engine, RECORD_BATCH, columns):
+    if await fetch_all(services.pools.submit, RECORD_BATCH, columns):
         await services.validators.take(columns["id"], file["bytes"])
-        return await batch_response(services, caller, columns["id"])
-    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+        return await batch_response(services, caller, columns["id"], headers=limits)
+    made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
     assert made is not None  # by the same request, which was sent twice at once
     return await batch_response(services, caller, made, headers=_REPLAYED)
 

@@ -29,6 +29,7 @@ from models.database import read_all
 from models.errors import FieldProblem, Unavailable, ValidationFailed
 from models.feeding import SELECT_CAPACITY
 from models.ids import BATCH, to_wire
+from models.validation import SELECT_LIVE_ROWS
 from models.wakeups import DUE
 
 STALL_S = 60.0
@@ -87,7 +88,7 @@ async def upload_batch(request: Request) -> Response:
     caller = await services.authenticator.authenticate(request)
     key = check_key(request.headers.get("idempotency-key"))
     with services.uploads.one_of(caller.tenant_id):
-        headers = {} if caller.plan is None else (await services.limiter.admit(caller, 0)).headers
+        headers = await services.limiter.admit_one(caller)
         services.clerks.prepare()
         with await asyncio.to_thread(tempfile.TemporaryFile) as file:
             pieces = form_pieces(request, services.settings.max_upload_mb << 20)
@@ -100,17 +101,18 @@ async def upload_batch(request: Request) -> Response:
             if form.dry_run:
                 key = None  # it makes nothing
             request_hash = None if key is None else await asyncio.to_thread(_digest, filename, fields, file)
-            made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+            made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
             if made is not None:
                 return await _recorded(services, caller, made, headers, replayed=True)
-            order = _order(services, caller, filename, fields, key, request_hash)
+            live_rows = await _live_rows(services, caller)
+            order = _order(services, caller, filename, fields, key, request_hash, live_rows)
             taken = await _unless_gone(request, services, order, file)
     if form.dry_run:
         return json_response(await _estimated(services, form, taken), headers=headers)
     if taken.batch_id is not None:
         services.wakeups.announce(DUE)
         return await _recorded(services, caller, taken.batch_id, headers, replayed=False)
-    made = await batch_of_key(services.engine, caller.tenant_id, key, request_hash)
+    made = await batch_of_key(services.pools.submit, caller.tenant_id, key, request_hash)
     assert made is not None  # by the same request, which was sent twice at once
     return await _recorded(services, caller, made, headers, replayed=True)
 
@@ -179,8 +181,23 @@ async def _unless_gone(request: Request, services: Services, order: Order, file:
         await asyncio.gather(work, gone, return_exceptions=True)
 
 
+async def _live_rows(services: Services, caller: Caller) -> int:
+    """The rows of the tenant's unfinished batches, where the caller's plan limits them."""
+    plan = services.limiter.plan(caller.plan)
+    if plan is None or plan.batch_rows is None:
+        return 0
+    (live,) = await read_all(services.pools.light, SELECT_LIVE_ROWS, {"tenant_id": caller.tenant_id})
+    return int(live["rows"])
+
+
 def _order(
-    services: Services, caller: Caller, filename: str, fields: dict[str, str], key: str | None, request_hash: str | None
+    services: Services,
+    caller: Caller,
+    filename: str,
+    fields: dict[str, str],
+    key: str | None,
+    request_hash: str | None,
+    live_rows: int,
 ) -> Order:
     settings = services.settings
     return Order(
@@ -195,12 +212,16 @@ def _order(
         max_rows=settings.max_batch_rows,
         idempotency_key=key,
         request_hash=request_hash,
+        plan=caller.plan,
+        live_rows=live_rows,
+        redis_url=settings.redis_url,
+        rate_limit_timeout_s=settings.rate_limit_timeout_s,
     )
 
 
 async def _estimated(services: Services, form: Form, taken: Taken) -> object:
     queue = services.catalog.queue_of(taken.route[0])
-    rows = await read_all(services.engine, SELECT_CAPACITY, {"queues": [queue]})
+    rows = await read_all(services.pools.light, SELECT_CAPACITY, {"queues": [queue]})
     return estimate(form, taken, services.catalog, services.vitals.llms, int(rows[0]["capacity"]))
 
 

@@ -13,7 +13,6 @@ from api.deps import CallerDep, ServicesDep
 from api.openapi import answer, refusals
 from api.responses import json_response
 from api.schemas.budgets import UsageReport
-from models.database import read_all
 from models.errors import FieldProblem, ValidationFailed
 from models.ledger import USAGE_GROUPS, select_usage
 from models.pricing import as_wire
@@ -44,7 +43,7 @@ async def get_usage(
     until = now if end is None else _moment(end, "to")
     since = until - timedelta(days=DEFAULT_DAYS) if start is None else _moment(start, "from")
     params = {"tenant_id": caller.tenant_id, "start": since, "end": until}
-    rows = await read_all(services.engine, select_usage(groups), params)
+    rows = await services.reads.read_all(caller.tenant_id, select_usage(groups), params)
     data = [{**row, "cost_usd": as_wire(row["cost_usd"])} for row in rows]
     if format == "csv":
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}

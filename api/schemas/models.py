@@ -7,9 +7,8 @@ from pydantic import BaseModel, Field
 
 
 class LoadedResource(BaseModel):
-    """A worker process that has the model in memory."""
+    """One of the worker processes that have the model in memory."""
 
-    worker: str
     since: datetime
     memory_bytes: int = Field(description="Weights, cache and buffers in the machine's memory.")
     quantization: str = Field(examples=["Q4_1"])

@@ -1,6 +1,8 @@
 """Health endpoints and metrics: what they say of the parts that are there, and of those that are not."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -8,20 +10,20 @@ import pytest
 import redis
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text
+from sqlalchemy import Executable, RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
 from api.local.ports import choose_port
 from api.settings import ApiSettings
 from models.breakers import SharedBreakers, rules_of
-from models.database import fetch_all, newest_revision
+from models.database import Params, fetch_all, newest_revision, older_revisions, read_all
 from models.ids import new_id
 from models.performance import SELECT_PERFORMANCE, WINDOW_S, performance_params, to_vitals
-from models.process import DEREGISTER, REGISTER
+from models.process import DEREGISTER, REGISTER, SELECT_BACKLOG
 from models.routing import Vitals
 from models.shared import Shared
-from tests.api.acting import Json, Tenant, Worker, serving, submit, until
+from tests.api.acting import Json, Tenant, Worker, code_of, serving, submit, until
 
 Register = Callable[..., Awaitable[None]]
 
@@ -83,29 +85,166 @@ async def test_not_ready_without_postgres(settings: ApiSettings, tenant: Tenant,
     assert report["parts"]["postgres"] == {"status": "down"}
 
 
+@contextlib.asynccontextmanager
+async def schema_of(engine: AsyncEngine, change: str, undo: str) -> AsyncIterator[None]:
+    """Change what the schema says of itself for a while."""
+    await fetch_all(engine, text(change))
+    try:
+        yield
+    finally:
+        await fetch_all(engine, text(undo), {"revision": newest_revision()} if ":revision" in undo else None)
+
+
+_REVISION = "UPDATE alembic_version SET version_num = "
+
+
 @pytest.mark.parametrize(
     ("change", "undo"),
     [
-        (
-            "UPDATE alembic_version SET version_num = 'older'",
-            "UPDATE alembic_version SET version_num = :revision",
-        ),
+        (f"{_REVISION}'{min(older_revisions())}'", f"{_REVISION}:revision"),
         ("ALTER TABLE alembic_version RENAME TO gone", "ALTER TABLE gone RENAME TO alembic_version"),
+        ("DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES (:revision)"),
     ],
 )
-async def test_not_ready_on_another_schema(
+async def test_not_ready_on_an_older_schema_or_none(
     client: httpx.AsyncClient, engine: AsyncEngine, change: str, undo: str
 ) -> None:
-    await fetch_all(engine, text(change))
-    try:
+    async with schema_of(engine, change, undo):
         response = await client.get("/readyz")
-    finally:
-        await fetch_all(engine, text(undo), {"revision": newest_revision()} if ":revision" in undo else None)
     report = response.json()
     assert (response.status_code, report["status"]) == (503, "down")
     assert report["parts"]["postgres"]["status"] == "ok"
     assert report["parts"]["migrations"]["status"] == "down"
     assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_ready_on_a_newer_schema_which_serves_this_version_too(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    async with schema_of(engine, f"{_REVISION}'20991231_later'", f"{_REVISION}:revision"):
+        response = await client.get("/readyz")
+        assert (await client.post("/v1/jobs", json={"prompt": "x"})).status_code == 202
+    assert response.status_code == 200
+    assert response.json()["parts"]["migrations"] == {
+        "status": "ok",
+        "found": "20991231_later",
+        "expected": newest_revision(),
+        "newer": True,
+    }
+
+
+def test_the_revisions_before_this_one_are_known() -> None:
+    assert newest_revision() not in older_revisions()
+    assert "20261121_0001" in older_revisions()
+
+
+@contextlib.asynccontextmanager
+async def from_address(
+    app: FastAPI, host: str, headers: dict[str, str] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key whose connection comes from an address."""
+    transport = httpx.ASGITransport(app, client=(host, 5000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://headrace", headers=headers) as client:
+        yield client
+
+
+LOCAL = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"]
+REMOTE = ["10.0.0.9", "::2", "::ffff:10.0.0.9", "testclient"]
+
+
+@pytest.mark.parametrize("host", LOCAL)
+async def test_a_local_address_sees_metrics_and_parts(app: FastAPI, host: str) -> None:
+    async with from_address(app, host) as client:
+        assert (await client.get("/metrics")).status_code == 200
+        assert "postgres" in (await client.get("/health")).json()["parts"]
+
+
+@pytest.mark.parametrize("host", REMOTE)
+async def test_any_other_address_needs_a_key(app: FastAPI, tenant: Tenant, host: str) -> None:
+    async with from_address(app, host) as client:
+        refused = await client.get("/metrics")
+        assert (refused.status_code, code_of(refused)) == (401, "invalid_api_key")
+        report = await client.get("/health")
+        assert set(report.json()) == {"status"}
+        assert (await client.get("/readyz")).status_code == 200
+        wrong = {"authorization": "Bearer hr_wrong_key"}
+        assert [(await client.get(path, headers=wrong)).status_code for path in ("/metrics", "/health")] == [401, 401]
+        right = {"authorization": f"Bearer {tenant.key}"}
+        assert (await client.get("/metrics", headers=right)).status_code == 200
+        shown = await client.get("/health", headers=right)
+        assert (shown.status_code, shown.json()["status"]) == (report.status_code, report.json()["status"])
+        assert "postgres" in shown.json()["parts"]
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "x-real-ip"])
+async def test_what_came_through_a_proxy_is_not_local_whatever_it_says(app: FastAPI, header: str) -> None:
+    async with from_address(app, "127.0.0.1", {header: "127.0.0.1"}) as client:
+        assert (await client.get("/metrics")).status_code == 401
+        assert set((await client.get("/health")).json()) == {"status"}
+
+
+async def test_a_setting_allows_other_networks(settings: ApiSettings) -> None:
+    app = create_app(settings.model_copy(update={"metrics_allow": "10.0.0.0/8, fd00::/8"}))
+    async with app.router.lifespan_context(app):
+        for host, status in (("10.1.2.3", 200), ("fd00::7", 200), ("127.0.0.1", 401)):
+            async with from_address(app, host) as client:
+                assert (await client.get("/metrics")).status_code == status, host
+
+
+def test_a_network_that_is_none_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="metrics_allow"):
+        ApiSettings(database_url="postgresql+psycopg://", redis_url="redis://", metrics_allow="localhost")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/health"])
+async def test_those_who_ask_at_once_share_one_look(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Although nothing is remembered (FRESH_S is 0), Postgres is asked once."""
+    looks = 0
+
+    async def counted(given: AsyncEngine, statement: Executable, params: Params | None = None) -> Sequence[RowMapping]:
+        nonlocal looks
+        looks += statement is SELECT_BACKLOG
+        await asyncio.sleep(0.2)
+        return await read_all(given, statement, params)
+
+    monkeypatch.setattr("api.health.read_all", counted)
+    responses = await asyncio.gather(*(client.get(path) for _ in range(40)))
+    assert {response.status_code for response in responses} <= {200, 503}
+    assert looks == 1
+    await client.get(path)
+    assert looks == 2
+
+
+async def test_a_server_that_takes_no_writes_is_said_to_be_one_and_the_process_stays_ready(
+    settings: ApiSettings, tenant: Tenant
+) -> None:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app), serving(app, tenant) as client:
+        await client.get("/readyz")
+        async with app.state.services.pools.light.connect() as connection:
+            name = (await connection.execute(text("SELECT current_database()"))).scalar_one()
+            await connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+        try:
+            await app.state.services.pools.renew()
+            ready = await client.get("/readyz")
+            refused = await client.post("/v1/jobs", json={"prompt": "x"})
+            listed = await client.get("/v1/jobs")
+        finally:
+            async with app.state.services.pools.light.connect() as connection:
+                await connection.execute(text("SET default_transaction_read_only = off"))
+                await connection.execute(text(f"ALTER DATABASE {name} RESET default_transaction_read_only"))
+        await app.state.services.pools.renew()
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        assert ready.json()["parts"]["postgres"] == {"status": "read_only"}
+        assert (refused.status_code, code_of(refused)) == (503, "unavailable")
+        assert "takes no writes" in refused.json()["detail"]
+        assert "nothing was recorded" in refused.json()["detail"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert listed.status_code == 200
+        assert (await client.post("/v1/jobs", json={"prompt": "x"})).status_code == 202
+        assert (await client.get("/readyz")).json()["status"] == "ok"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The models over HTTP: what exists, what is loaded where, and the shape that OpenAI's clients read."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -74,7 +75,7 @@ async def test_a_model_shows_what_the_catalogue_says_of_it(client: httpx.AsyncCl
     assert set(model["measured"]) == {"tokens_per_s", "time_to_first_token_s", "latency_s", "error_rate"}
 
 
-async def test_a_local_model_shows_where_it_is_loaded(
+async def test_a_local_model_shows_what_is_loaded_of_it_and_no_worker_by_name(
     shipped: httpx.AsyncClient, engine: AsyncEngine, worker: Worker
 ) -> None:
     async def loaded() -> object:
@@ -82,12 +83,13 @@ async def test_a_local_model_shows_where_it_is_loaded(
 
     assert await loaded() == []
     await report(engine, worker, [REPORT])
-    expected = [{"worker": "by hand", **{key: value for key, value in REPORT.items() if key != "llm"}}]
+    expected = [{key: value for key, value in REPORT.items() if key != "llm"}]
     assert await loaded() == expected
     await report(engine, worker, None)  # nothing has changed
     assert await loaded() == expected
     listed = (await shipped.get("/v1/models")).json()["data"]
     assert [model["loaded"] for model in listed if model["id"] == "smollm2-135m"] == [expected]
+    assert "by hand" not in json.dumps(listed)
     await report(engine, worker, [])
     assert await loaded() == []
 

@@ -12,6 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.validation import validate
+from api.counters import Counters
+from api.ratelimits import RateLimiter
 from models.catalog import load_catalog
 from models.database import create_engine, fetch_all, fetch_one
 from models.ids import BATCH, from_wire
@@ -171,7 +173,7 @@ async def record(engine: AsyncEngine, client: httpx.AsyncClient, tenant: Tenant,
 
 
 async def unread(engine: AsyncEngine) -> set[UUID]:
-    return {row["id"] for row in await fetch_all(engine, SELECT_UNREAD, {"limit": 100})}
+    return {row["id"] for row in await fetch_all(engine, SELECT_UNREAD, {"mine": [], "taken": []})}
 
 
 async def test_a_batch_whose_reader_died_is_taken_up_and_one_that_is_read_is_left_alone(
@@ -184,7 +186,9 @@ async def test_a_batch_whose_reader_died_is_taken_up_and_one_that_is_read_is_lef
         assert batch_id not in await unread(engine)
     await until(lambda: _is_in(batch_id, engine))
     own = create_engine(api_database_url, name="reader", pool_size=3)
-    await validate(own, batch_id, catalog, Router(catalog), wakeups)
+    counters = Counters(api_redis_url, timeout_s=5)
+    await validate(own, batch_id, catalog, Router(catalog), wakeups, RateLimiter(catalog.plans, counters))
+    await counters.close()
     await own.dispose()
     await wakeups.close()
     assert (await client.get(f"/v1/batches/batch_{batch_id.hex}")).json()["status"] == "in_progress"
@@ -207,3 +211,78 @@ async def test_a_batch_whose_file_is_deleted_before_it_is_read_fails(
         return bool(batch["status"] == "failed" and batch["errors"]["data"][0]["param"] == "input_file_id")
 
     await until(has_failed, 30)
+
+
+async def large(client: httpx.AsyncClient) -> str:
+    """The id of a file that a process of its own must read."""
+    return await upload(client, [line(f"r{number}") for number in range(2000)])
+
+
+async def statuses(client: httpx.AsyncClient) -> list[str]:
+    return [batch["status"] for batch in (await client.get("/v1/batches")).json()["data"]]
+
+
+async def test_a_tenants_many_files_do_not_keep_anothers_waiting(
+    client: httpx.AsyncClient, stranger: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.batches.validators.PROCESSES", 1)
+    monkeypatch.setattr("api.batches.validators.PROCESSES_OF_TENANT", 1)
+    many, one = await large(client), await large(stranger)
+    for _ in range(6):
+        await create(client, many)
+    await create(stranger, one)
+
+    async def theirs_has_begun() -> bool:
+        return await statuses(stranger) == ["in_progress"]
+
+    await until(theirs_has_begun, 60)
+    assert (await statuses(client)).count("validating") >= 3
+
+    async def all_have_begun() -> bool:
+        return await statuses(client) == ["in_progress"] * 6
+
+    await until(all_have_begun, 60)
+
+
+async def test_the_oldest_unread_file_of_each_tenant_is_offered_with_how_many_of_its_are_read(
+    client: httpx.AsyncClient,
+    stranger: httpx.AsyncClient,
+    engine: AsyncEngine,
+    tenant: Tenant,
+    api_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.batches.validators.PROCESSES", 0)  # only this test looks
+    file_id = await upload(client, [line("a")])
+    first, second, third = [await record(engine, client, tenant, file_id) for _ in range(3)]
+    ids = {first, second, third}
+
+    async def offered(**known: list[UUID]) -> list[tuple[UUID, int]]:
+        rows = await fetch_all(engine, SELECT_UNREAD, {"mine": [], "taken": []} | known)
+        return [(row["id"], row["files_read"]) for row in rows if row["id"] in ids]
+
+    oldest, middle, newest = sorted(ids)
+    assert await offered() == [(oldest, 0)]
+    assert await offered(taken=[oldest]) == [(middle, 0)]
+    with psycopg.connect(api_database_url.replace("+psycopg", ""), autocommit=True) as reader:
+        reader.execute("SELECT pg_advisory_lock(1914007353, hashtext(%s))", [str(oldest)])
+        assert await offered() == [(middle, 1)]
+    new = text("UPDATE batches SET created_at = now() WHERE id = ANY(:ids)")
+    await fetch_all(engine, new, {"ids": list(ids)})
+    assert await offered() == []
+    assert await offered(mine=[newest]) == [(newest, 0)]
+    await fetch_all(engine, text("DELETE FROM batches WHERE id = ANY(:ids)"), {"ids": list(ids)})
+
+
+async def test_a_file_that_takes_too_long_to_read_fails_its_batch(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.batches.validators.TIME_LIMIT_S", 0.05)
+    await create(client, await large(client))
+
+    async def has_failed() -> bool:
+        return await statuses(client) == ["failed"]
+
+    await until(has_failed, 30)
+    (batch,) = (await client.get("/v1/batches")).json()["data"]
+    assert "more time to read" in batch["errors"]["data"][0]["message"]

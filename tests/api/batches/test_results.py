@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.results import PAGE_BYTES, PAGE_ROWS, Order, csv_results, harmless, jsonl_results, openai_lines
-from models.database import create_engine, dump_json, fetch_one
+from models.database import create_engine, dump_json, fetch_one, read_all
 from models.ids import new_id
 from models.results import OUTPUT_BYTES, SELECT_SHEET
 from tests.batches import new_batch
@@ -80,7 +81,7 @@ async def as_csv(
     params = {"id": batch_id, "tenant_id": database.tenant_id}
     sheet = await fetch_one(engine, SELECT_SHEET, params)
     assert sheet is not None
-    content = b"".join([piece async for piece in csv_results(engine, sheet, order, raw=raw)])
+    content = b"".join([piece async for piece in csv_results(partial(read_all, engine), sheet, order, raw=raw)])
     return list(csv.reader(io.StringIO(content.decode(), newline="")))
 
 
@@ -130,7 +131,7 @@ async def test_the_latest_round_of_a_row_counts_and_one_that_is_to_run_again_has
         end_row(database, batch_id, row)
     database.rows("UPDATE batch_rows SET round = 1 WHERE batch_id = %s", batch_id)
     end_row(database, batch_id, 1, "at last", batch_round=1)
-    found = await documents(jsonl_results(engine, batch_id, "input"))
+    found = await documents(jsonl_results(partial(read_all, engine), batch_id, "input"))
     assert [(line["row"], line["status"], line["output"]) for line in found] == [(1, "completed", "at last")]
 
 
@@ -138,12 +139,12 @@ async def test_rows_that_share_an_answer_cost_nothing(database: Database, engine
     batch_id = new_batch(database, ["a", "b", "a"], same_as={3: 1})
     end_row(database, batch_id, 1, "A")
     end_row(database, batch_id, 2, "B", after_s=5)
-    found = await documents(jsonl_results(engine, batch_id, "input"))
+    found = await documents(jsonl_results(partial(read_all, engine), batch_id, "input"))
     told = [(line["custom_id"], line["output"], line["input_tokens"], line["cost_usd"]) for line in found]
     assert told == [("r1", "A", 3, "0.000011"), ("r2", "B", 3, "0.000011"), ("r3", "A", 0, "0.000000")]
     assert found[0]["job_id"] == found[2]["job_id"]
     assert found[0]["input"] == {"text": "a"}
-    finished = await documents(jsonl_results(engine, batch_id, "finished"))
+    finished = await documents(jsonl_results(partial(read_all, engine), batch_id, "finished"))
     assert [line["row"] for line in finished] == [1, 3, 2]
 
 
@@ -158,9 +159,9 @@ async def test_rows_that_an_ended_batch_did_not_run_say_so(database: Database, e
     batch_id = new_batch(database, ["a", "b", "c"])
     end_row(database, batch_id, 1, "A")
     end_row(database, batch_id, 2, status="cancelled", error=None)
-    assert len(await documents(openai_lines(engine, batch_id, failed=True))) == 1
+    assert len(await documents(openai_lines(partial(read_all, engine), batch_id, failed=True))) == 1
     database.rows("UPDATE batches SET status = 'cancelled' WHERE id = %s", batch_id)
-    lines = await documents(openai_lines(engine, batch_id, failed=True))
+    lines = await documents(openai_lines(partial(read_all, engine), batch_id, failed=True))
     assert [(line["custom_id"], line["response"], line["error"]["code"]) for line in lines] == [
         ("r2", None, "batch_cancelled"),
         ("r3", None, "batch_cancelled"),
@@ -175,14 +176,14 @@ async def test_output_and_error_files_have_openais_lines_and_the_size_that_is_to
     batch_id = new_batch(database, ["a", "b"])
     end_row(database, batch_id, 1, 'said "é\t')
     end_row(database, batch_id, 2)
-    (output,) = await documents(openai_lines(engine, batch_id, failed=False))
+    (output,) = await documents(openai_lines(partial(read_all, engine), batch_id, failed=False))
     body = output["response"].pop("body")
     assert body["choices"][0]["message"] == {"role": "assistant", "content": 'said "é\t', "refusal": None}
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     assert output["response"].pop("request_id").startswith("req_")
     assert output["id"].startswith("batch_req_")
     assert (output["custom_id"], output["response"], output["error"]) == ("r1", {"status_code": 200}, None)
-    (failed,) = await documents(openai_lines(engine, batch_id, failed=True))
+    (failed,) = await documents(openai_lines(partial(read_all, engine), batch_id, failed=True))
     assert failed["response"]["status_code"] == 400
     assert failed["response"]["body"]["error"] == {
         "message": "no, thanks",
@@ -191,7 +192,7 @@ async def test_output_and_error_files_have_openais_lines_and_the_size_that_is_to
         "code": "provider_rejected",
     }
     for which, is_failed in (("completed", False), ("failed", True)):
-        sent = b"".join([piece async for piece in openai_lines(engine, batch_id, failed=is_failed)])
+        sent = b"".join([piece async for piece in openai_lines(partial(read_all, engine), batch_id, failed=is_failed)])
         measured = await fetch_one(engine, OUTPUT_BYTES[which], {"batch_id": batch_id, "after": 0, "last": 10})
         assert measured is not None
         assert measured["bytes"] == len(sent)
@@ -205,7 +206,7 @@ async def test_large_rows_come_a_few_at_a_time_and_nothing_is_held_between(
     for row in range(1, 10):
         end_row(database, batch_id, row, f"{row}" * 300_000)
     rows = []
-    async for piece in jsonl_results(engine, batch_id, order):
+    async for piece in jsonl_results(partial(read_all, engine), batch_id, order):
         assert len(piece) < PAGE_BYTES + 1_100_000
         rows += [json.loads(line)["row"] for line in piece.splitlines()]
         busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'headrace-tests' AND state <> 'idle'"
@@ -219,5 +220,5 @@ async def test_many_rows_come_page_after_page(database: Database, engine: AsyncE
     batch_id = new_batch(database, ["x"] * rows)
     database.rows("UPDATE batches SET status = 'cancelled' WHERE id = %s", batch_id)
     end_row(database, batch_id, rows, "the only one")
-    found = [line["row"] for line in await documents(jsonl_results(engine, batch_id, order))]
+    found = [line["row"] for line in await documents(jsonl_results(partial(read_all, engine), batch_id, order))]
     assert found == (list(range(1, rows + 1)) if order == "input" else [rows, *range(1, rows)])
