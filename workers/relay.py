@@ -35,6 +35,7 @@ from workers.lease import Lease
 from workers.publisher import BrokerUnavailable, Publisher
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
+from workers.windows import Windows
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
@@ -65,8 +66,9 @@ class Relay:
         )
         self._writer = new_id()
         self._feeder = Feeder(self._dispatch_engine, settings)
+        self._windows = Windows(self._dispatch_engine, self._queues)
         self._singles, self._rows = (
-            Dispatcher(self._dispatch_engine, publisher, settings, self._queues, rows=rows) for rows in (False, True)
+            Dispatcher(self._dispatch_engine, publisher, settings, self._windows, rows=rows) for rows in (False, True)
         )
         self._woken = asyncio.Event()
         self._fed = asyncio.Event()
@@ -153,8 +155,10 @@ class Relay:
         for queue in self._queues:
             depth = await asyncio.to_thread(self._publisher.depth, queue)
             stale_s = self._settings.republish_s * (_LOST_MESSAGE_FACTOR if depth else 1)
-            rows = await fetch_all(self._engine, UNDISPATCH_STALE, {"queue": queue, "stale_s": stale_s})
+            params = {"queue": queue, "stale_s": stale_s, "since": self._windows.published_since(queue)}
+            rows = await fetch_all(self._engine, UNDISPATCH_STALE, params)
             if rows:
+                self._windows.forget([queue])
                 log.warning("relay.republished", queue=queue, jobs=len(rows))
                 self._wake()
 
