@@ -136,7 +136,8 @@ class Relay:
                 log.warning("relay.feed_failed", error=_first_line(error))
             if meal is not None and meal.rows:
                 self._fed.set()
-            await asyncio.sleep(_FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S)
+            pause_s = _FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S
+            await asyncio.sleep(pause_s if meal is None else max(pause_s, meal.rest_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._hungry.wait()
