@@ -14,10 +14,11 @@ from sqlalchemy import text
 from models.batch import BATCH_PRIORITY
 
 SELECT_FED = text("""
-    SELECT b.id, b.tenant_id, b.priority, b.next_row, b.round, b.last_round, b.max_parallel, b.dedupe,
+    SELECT b.id, b.tenant_id, t.weight, b.priority, b.next_row, b.round, b.last_round, b.max_parallel, b.dedupe,
            ARRAY(SELECT DISTINCT way ->> 'queue' FROM jsonb_array_elements(b.routes) AS way) AS queues,
            u.unfinished, u.unpublished, u.first_job
     FROM batches b
+    JOIN tenants t ON t.id = b.tenant_id
     LEFT JOIN unnest(CAST(:known AS uuid[]), CAST(:first_jobs AS uuid[])) AS known(id, first_job) ON known.id = b.id
     CROSS JOIN LATERAL (
         SELECT count(*) AS unfinished,
@@ -137,23 +138,39 @@ class Hungry:
         return max(0, self.most - self.unfinished)
 
 
-def share_buffer(held: Sequence[int], free: Sequence[int], buffer: int) -> list[int]:
-    """How many jobs of each tenant may be unpublished so that a queue's ``buffer`` is shared max-min.
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A tenant that has batches with rows to feed: its unpublished jobs (``held``), and how many more it may get."""
 
-    A tenant has ``held`` unpublished jobs now and may get ``free`` more. One that holds more than its share keeps it,
-    and takes nothing of the others' shares. What cannot be divided goes to those that come first.
+    held: int
+    free: int
+    weight: int = 1
+
+    def share(self, level: int) -> int:
+        """What it gets of a buffer where a weight of 1 gets ``level``."""
+        return min(self.held + self.free, level * self.weight)
+
+
+def share_buffer(tenants: Sequence[Waiting], buffer: int) -> list[int]:
+    """How many jobs of each tenant may be unpublished so that a queue's ``buffer`` is shared max-min by weight.
+
+    A tenant that holds more than its share keeps it, and takes nothing of the others' shares. What cannot be divided
+    goes to those that come first.
     """
-    most = [have + more for have, more in zip(held, free, strict=True)]
     low, high = 0, buffer
     while low < high:
         level = (low + high + 1) // 2
-        low, high = (level, high) if sum(min(cap, level) for cap in most) <= buffer else (low, level - 1)
-    shares = [min(cap, low) for cap in most]
-    left = buffer - sum(shares) - sum(have > low for have in held)
-    for place, (cap, have) in enumerate(zip(most, held, strict=True)):
-        if left > 0 and cap > low >= have:
-            shares[place] += 1
-            left -= 1
+        low, high = (level, high) if sum(t.share(level) for t in tenants) <= buffer else (low, level - 1)
+    shares = [t.share(low) for t in tenants]
+    nexts = [t.share(low + 1) for t in tenants]
+    left = buffer - sum(shares)
+    left -= sum(
+        min(t.held, more) - share for t, share, more in zip(tenants, shares, nexts, strict=True) if t.held > share
+    )
+    for place, (tenant, share, more) in enumerate(zip(tenants, shares, nexts, strict=True)):
+        if left > 0 and tenant.held <= share:
+            shares[place] += min(left, more - share)
+            left -= shares[place] - share
     return shares
 
 

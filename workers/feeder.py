@@ -14,7 +14,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.database import fetch_all, fetch_one
-from models.feeding import FEED, SELECT_CAPACITY, SELECT_FED, Hungry, share_buffer, share_out
+from models.feeding import FEED, SELECT_CAPACITY, SELECT_FED, Hungry, Waiting, share_buffer, share_out
 from models.ids import new_id
 from workers.settings import RelaySettings
 
@@ -29,7 +29,7 @@ _MOST_ROWS = 500
 _SPARSE_ROWS, _MOST_SPANS = 5000, 40
 """Rows that a statement looks at where few of them may become jobs, and how often it does before others have a turn."""
 
-_LOOK_PART = 10
+_LOOK_PART = 5
 """The feeder rests this many times what it took to look at the batches."""
 
 _MOST_FEEDING_S = 0.25
@@ -48,6 +48,14 @@ class Meal:
     rows: int
     ran_dry: bool
     rest_s: float
+
+
+@dataclass(slots=True)
+class _Portion:
+    """The batches that get rows now, and how many; whether a tenant of them had no unpublished job left."""
+
+    shares: list[tuple[RowMapping, int]]
+    ran_dry: bool
 
 
 class Feeder:
@@ -76,8 +84,9 @@ class Feeder:
         rows, ran_dry = 0, False
         until = monotonic() + _MOST_FEEDING_S
         for queues, tenants in groups.items():
-            ran_dry = ran_dry or not any(batch["unpublished"] for group in tenants.values() for batch in group)
-            for batch, share in self._shares(tenants, self._buffer(queues, groups)):
+            portion = self._portion(tenants, self._buffer(queues, groups))
+            ran_dry = ran_dry or portion.ran_dry
+            for batch, share in portion.shares:
                 if monotonic() < until:
                     self._fed += 1
                     self._order[batch["id"]] = self._order[batch["tenant_id"]] = self._fed
@@ -112,22 +121,20 @@ class Feeder:
         mine = len(groups[queues])
         return max(1, int(sum(self._buffers[queue] * mine / users[queue] for queue in queues)))
 
-    def _shares(self, tenants: Mapping[UUID, list[RowMapping]], buffer: int) -> list[tuple[RowMapping, int]]:
-        """The batches that get rows, and how many."""
+    def _portion(self, tenants: Mapping[UUID, list[RowMapping]], buffer: int) -> _Portion:
         names = sorted(tenants, key=self._order.__getitem__)
         groups = [sorted(tenants[name], key=lambda batch: self._order[batch["id"]]) for name in names]
         hungry = [[_hungry(batch, _MOST_BUFFERS * buffer) for batch in group] for group in groups]
-        held = [sum(batch.unpublished for batch in group) for group in hungry]
-        free = [sum(batch.free for batch in group) for group in hungry]
-        given: list[tuple[RowMapping, int]] = []
-        shares = share_buffer(held, free, buffer)
-        for group, candidates, have, more, share in zip(groups, hungry, held, free, shares, strict=True):
-            half_full = share // 2 < have and share < have + more
-            if half_full and len({batch.priority for batch in candidates}) == 1:
+        waiting = [_waiting(group[0]["weight"], batches) for group, batches in zip(groups, hungry, strict=True)]
+        portion = _Portion([], ran_dry=False)
+        for group, batches, tenant, share in zip(groups, hungry, waiting, share_buffer(waiting, buffer), strict=True):
+            half_full = share // 2 < tenant.held and share < tenant.held + tenant.free
+            if half_full and len({batch.priority for batch in batches}) == 1:
                 continue
-            rows = share_out(candidates, share)
-            given += [(batch, min(rows[batch["id"]], _MOST_ROWS)) for batch in group if batch["id"] in rows]
-        return given
+            rows = share_out(batches, share)
+            portion.shares.extend((batch, min(rows[batch["id"]], _MOST_ROWS)) for batch in group if batch["id"] in rows)
+            portion.ran_dry = portion.ran_dry or not tenant.held
+        return portion
 
     async def _feed(self, batch: RowMapping, rows: int) -> int:
         position = {name: batch[name] for name in ("id", "next_row", "round", "last_round")}
@@ -152,6 +159,10 @@ def _group(rows: Sequence[RowMapping]) -> dict[_Group, dict[UUID, list[RowMappin
     for row in rows:
         groups.setdefault(tuple(sorted(row["queues"])), {}).setdefault(row["tenant_id"], []).append(row)
     return groups
+
+
+def _waiting(weight: int, batches: Sequence[Hungry]) -> Waiting:
+    return Waiting(sum(batch.unpublished for batch in batches), sum(batch.free for batch in batches), weight)
 
 
 def _hungry(row: RowMapping, most: int) -> Hungry:
