@@ -14,6 +14,7 @@ from models.base import Base, Json, PrimaryId, Usd
 from models.batch import COUNT, count_ended
 from models.budget import MOVED
 from models.errors import FailureCode
+from models.lifecycle import IN_PROGRESS, QUEUED
 
 
 class Attempt(Base):
@@ -46,15 +47,17 @@ class Attempt(Base):
     cost_usd: Mapped[Usd] = mapped_column(server_default="0")
 
 
-CLAIM = text("""
+CLAIM = text(f"""
     WITH offered AS (
         SELECT j.id, r.attempt_id
-        FROM json_to_recordset(CAST(:rows AS json)) AS r(job_id uuid, attempt_id uuid)
-        JOIN jobs j ON j.id = r.job_id
-        WHERE j.status = 'queued' AND j.next_attempt_at <= now() AND j.expires_at > now()
-          AND EXISTS (SELECT FROM processes p WHERE p.id = :worker_id AND p.lease_expires_at > now())
-        ORDER BY j.id
-        FOR UPDATE OF j
+        FROM (SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(job_id uuid, attempt_id uuid)
+              WHERE EXISTS (SELECT FROM processes p WHERE p.id = :worker_id AND p.lease_expires_at > now())
+              ORDER BY job_id) r
+        CROSS JOIN LATERAL (
+            SELECT id FROM jobs
+            WHERE id = r.job_id AND {QUEUED} AND next_attempt_at <= now() AND expires_at > now()
+            FOR UPDATE
+        ) j
     ), claimed AS (
         UPDATE jobs j
         SET status = 'in_progress', attempt_id = offered.attempt_id, worker_id = :worker_id,
@@ -74,8 +77,8 @@ CLAIM = text("""
 """Take jobs under the lease of a live worker and record their attempts.
 
 ``rows``: a JSON array of ``job_id`` and the ``attempt_id`` to give it; ``providers``: a JSON object from LLM to
-provider. Rows are locked in the order of their ids, so that claims cannot deadlock. A job that is not queued,
-not due or expired is left out: a message that comes twice claims nothing.
+provider. Rows are locked in the order of their ids, so that claims cannot deadlock; each is found by its id alone. A
+job that is not queued, not due or expired is left out: a message that comes twice claims nothing.
 """
 
 NO_MONEY = FailureCode.BUDGET_EXCEEDED.value
@@ -230,13 +233,13 @@ RELEASE = text(f"""
 """)
 """Give jobs back to the queue that a worker holds and will not run."""
 
-SNOOZE = text("""
+SNOOZE = text(f"""
     WITH snoozed AS (
         SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
             attempt_id uuid, job_id uuid, retry_in_s double precision, route_index smallint, tier text, queue text)
     ), held AS (
         SELECT s.* FROM snoozed s JOIN jobs j ON j.id = s.job_id
-        WHERE j.status = 'in_progress' AND j.attempt_id = s.attempt_id AND j.cancel_requested_at IS NULL
+        WHERE j.{IN_PROGRESS} AND j.attempt_id = s.attempt_id AND j.cancel_requested_at IS NULL
         ORDER BY j.id
         FOR UPDATE OF j
     ), forgotten AS (

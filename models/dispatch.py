@@ -10,6 +10,8 @@ PostgreSQL keeps the index entries of all jobs that have passed since, and a sca
 
 from sqlalchemy import text
 
+from models.lifecycle import QUEUED
+
 FIRST_BATCH_PRIORITY = 3
 """The priorities of single jobs are below it, those of rows of batches are not."""
 
@@ -103,19 +105,23 @@ DISPATCH = text(f"""
     ), locked AS (
         SELECT one.id FROM (SELECT id FROM chosen WHERE of_batch = :rows ORDER BY id) c
         CROSS JOIN LATERAL (
-            SELECT id FROM jobs WHERE id = c.id AND status = 'queued' AND dispatched_at IS NULL
+            SELECT id FROM jobs WHERE id = c.id AND {QUEUED} AND dispatched_at IS NULL
             FOR UPDATE SKIP LOCKED
         ) one
     ), marked AS (
         UPDATE jobs SET dispatched_at = now() FROM locked WHERE jobs.id = locked.id RETURNING jobs.id
     )
-    SELECT c.place, c.next_attempt_at, c.id, marked.id IS NOT NULL AS marked, c.turn, NULL AS found
-    FROM chosen c LEFT JOIN marked ON marked.id = c.id
+    SELECT place, next_attempt_at, id, id IN (SELECT id FROM marked) AS marked, turn, NULL AS found
+    FROM chosen
     UNION ALL
-    SELECT a.place, NULL, NULL, NULL, NULL, count(c.id)
-    FROM unnest(CAST(:most AS int[])) WITH ORDINALITY AS a(most, place) LEFT JOIN candidate c ON c.place = a.place
-    WHERE (SELECT locked FROM mine)
-    GROUP BY a.place, a.most HAVING count(c.id) < a.most
+    SELECT place, NULL, NULL, NULL, NULL, sum(found)
+    FROM (
+        SELECT place, most, 0 AS found
+        FROM unnest(CAST(:most AS int[])) WITH ORDINALITY AS a(most, place) WHERE (SELECT locked FROM mine)
+        UNION ALL
+        SELECT place, 0, 1 FROM candidate
+    ) each
+    GROUP BY place HAVING sum(found) < max(most)
     ORDER BY turn
 """)
 """Choose ``room`` due jobs of the given tenants and priorities of a queue in fair order; mark those of them as

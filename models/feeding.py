@@ -25,7 +25,7 @@ SELECT_FED = text("""
                count(*) FILTER (WHERE status = 'queued' AND dispatched_at IS NULL AND next_attempt_at <= now())
                    AS unpublished,
                CAST(min(CAST(id AS text)) AS uuid) AS first_job
-        FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL AND status IN ('queued', 'in_progress')
+        FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL AND finished_at IS NULL
           AND id >= coalesce(known.first_job, '00000000-0000-0000-0000-000000000000')
     ) u
     WHERE b.status = 'in_progress' AND b.expires_at > now() AND (b.next_row <= b.total OR b.round < b.last_round)

@@ -73,7 +73,7 @@ class Job(Base):
             "ix_jobs_batch_unfinished_id",
             "batch_id",
             "id",
-            postgresql_where=text("batch_id IS NOT NULL AND status IN ('queued', 'in_progress')"),
+            postgresql_where=text("batch_id IS NOT NULL AND finished_at IS NULL"),
         ),
         Index(
             "ix_jobs_batch_finished",
@@ -230,7 +230,7 @@ CANCEL_JOB = text(f"""
         SET cancel_requested_at = coalesce(cancel_requested_at, now()),
             status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
             finished_at = CASE status WHEN 'queued' THEN now() END
-        WHERE id = :id AND tenant_id = :tenant_id AND status IN ({_CANCELLABLE})
+        WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL AND status || '' IN ({_CANCELLABLE})
         RETURNING id, status, reserved_usd, budget_periods, batch_id, batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM asked WHERE status = 'cancelled'

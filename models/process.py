@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId
+from models.lifecycle import QUEUED
 
 
 class Process(Base):
@@ -35,7 +36,7 @@ REGISTER = text("""
     VALUES (:id, :role, :name, :queues, :capacity, now() + make_interval(secs => :lease_s))
 """)
 
-HEARTBEAT = text("""
+HEARTBEAT = text(f"""
     WITH beat AS (
         UPDATE processes
         SET lease_expires_at = now() + make_interval(secs => :lease_s), in_flight = :in_flight,
@@ -45,7 +46,7 @@ HEARTBEAT = text("""
     ), touched AS (
         UPDATE jobs SET dispatched_at = now()
         FROM beat
-        WHERE jobs.id = ANY(CAST(:waiting AS uuid[])) AND status = 'queued' AND dispatched_at IS NOT NULL
+        WHERE jobs.id = ANY(CAST(:waiting AS uuid[])) AND {QUEUED} AND dispatched_at IS NOT NULL
     )
     SELECT id FROM beat
 """)

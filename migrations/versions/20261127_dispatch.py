@@ -26,7 +26,7 @@ def upgrade() -> None:
             "finished_at IS NULL AND dispatched_at IS NOT NULL",
             include=["tenant_id", "priority", "status"],
         )
-        _replace("ix_jobs_batch_unfinished_id", ["batch_id", "id"], _UNFINISHED_ROW)
+        _replace("ix_jobs_batch_unfinished_id", ["batch_id", "id"], "batch_id IS NOT NULL AND finished_at IS NULL")
         # The statements of the revision before need neither: other indexes serve them, more slowly.
         _drop("ix_jobs_window")
         _drop("ix_jobs_batch_unfinished")
