@@ -20,6 +20,7 @@ from models.budget import MOVED
 from models.errors import FailureCode
 from models.job import IS_BOOKED
 from models.ledger import entry_id
+from models.lifecycle import IN_PROGRESS, QUEUED
 from models.storable import MAX_INT
 
 
@@ -66,13 +67,15 @@ _IS_SUSPECT = f"j.rescues >= {DEATHS_IN_COMPANY} AND j.queue = ANY(CAST(:local_q
 CLAIM = text(f"""
     WITH offered AS (
         SELECT j.id, r.attempt_id
-        FROM json_to_recordset(CAST(:rows AS json)) AS r(job_id uuid, attempt_id uuid)
-        JOIN jobs j ON j.id = r.job_id
-        WHERE j.status = 'queued' AND j.next_attempt_at <= now() AND j.expires_at > now()
-          AND EXISTS (SELECT FROM processes p WHERE p.id = :worker_id AND p.lease_expires_at > now())
-          AND NOT ({_IS_SUSPECT})
-        ORDER BY j.id
-        FOR UPDATE OF j
+        FROM (SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(job_id uuid, attempt_id uuid)
+              WHERE EXISTS (SELECT FROM processes p WHERE p.id = :worker_id AND p.lease_expires_at > now())
+              ORDER BY job_id) r
+        CROSS JOIN LATERAL (
+            SELECT id FROM jobs j
+            WHERE id = r.job_id AND {QUEUED} AND next_attempt_at <= now() AND expires_at > now()
+              AND NOT ({_IS_SUSPECT})
+            FOR UPDATE
+        ) j
     ), claimed AS (
         UPDATE jobs j
         SET status = 'in_progress', attempt_id = offered.attempt_id, worker_id = :worker_id,
@@ -92,21 +95,21 @@ CLAIM = text(f"""
 """Take jobs under the lease of a live worker and record their attempts.
 
 ``rows``: a JSON array of ``job_id`` and the ``attempt_id`` to give it; ``providers``: a JSON object from LLM to
-provider. Rows are locked in the order of their ids, so that claims cannot deadlock. A job that is not queued,
-not due or expired is left out: a message that comes twice claims nothing. So is a suspect of ``local_queues``; a
-process that runs one job at a time has none.
+provider. Rows are locked in the order of their ids, so that claims cannot deadlock; each is found by its id alone. A
+job that is not queued, not due or expired is left out: a message that comes twice claims nothing. So is a suspect of
+``local_queues``; a process that runs one job at a time has none.
 """
 
 SELECT_SUSPECTS = text(f"""
     SELECT j.id, j.tenant_id FROM jobs j
-    WHERE j.id = ANY(CAST(:job_ids AS uuid[])) AND j.status = 'queued' AND j.next_attempt_at <= now() AND {_IS_SUSPECT}
+    WHERE j.id = ANY(CAST(:job_ids AS uuid[])) AND {QUEUED} AND j.next_attempt_at <= now() AND {_IS_SUSPECT}
 """)
 """Which jobs were not claimed because they must run alone."""
 
-POSTPONE = text("""
+POSTPONE = text(f"""
     WITH waiting AS (
         SELECT id FROM jobs
-        WHERE id = ANY(CAST(:job_ids AS uuid[])) AND status = 'queued' AND dispatched_at IS NOT NULL
+        WHERE id = ANY(CAST(:job_ids AS uuid[])) AND {QUEUED} AND dispatched_at IS NOT NULL
         ORDER BY id FOR UPDATE
     )
     UPDATE jobs SET dispatched_at = NULL, next_attempt_at = now() + make_interval(secs => :delay_s)
@@ -299,13 +302,13 @@ RELEASE = text(f"""
 """)
 """Give jobs back to the queue that a worker holds and will not run; no LLM was called for them."""
 
-SNOOZE = text("""
+SNOOZE = text(f"""
     WITH snoozed AS (
         SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
             attempt_id uuid, job_id uuid, retry_in_s double precision, route_index smallint, tier text, queue text)
     ), held AS (
         SELECT s.* FROM snoozed s JOIN jobs j ON j.id = s.job_id
-        WHERE j.status = 'in_progress' AND j.attempt_id = s.attempt_id AND j.cancel_requested_at IS NULL
+        WHERE j.{IN_PROGRESS} AND j.attempt_id = s.attempt_id AND j.cancel_requested_at IS NULL
         ORDER BY j.id
         FOR UPDATE OF j
     ), forgotten AS (

@@ -238,7 +238,7 @@ _VIEW = f"""
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(1 + coalesce(batch_copies, 0)) FILTER (WHERE status = 'in_progress'), 0) AS in_progress,
                coalesce(sum(reserved_usd), 0) AS reserved_usd
-        FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL AND status IN ('queued', 'in_progress')
+        FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL AND finished_at IS NULL
     ) u
     LEFT JOIN LATERAL (
         SELECT count(*) AS recent FROM jobs

@@ -9,8 +9,9 @@ from sqlalchemy import text
 
 from models.batch import COUNT, ENDED, count_ended
 from models.budget import MOVED
+from models.lifecycle import QUEUED
 
-_UNFINISHED = "batch_id = :id AND batch_id IS NOT NULL AND status IN ('queued', 'in_progress')"
+_UNFINISHED = "batch_id = :id AND batch_id IS NOT NULL AND finished_at IS NULL"
 
 LOCK_BATCH = text("""
     SELECT id, tenant_id, api_key_id, team, end_user, status, pause_reason, reserved_usd, budget_periods, round,
@@ -25,18 +26,17 @@ PAUSE = text("""
     WHERE id = :id
 """)
 
-PARK = text("""
+PARK = text(f"""
     WITH waiting AS (
-        SELECT id FROM jobs WHERE batch_id = :id AND batch_id IS NOT NULL AND status = 'queued'
+        SELECT id FROM jobs WHERE {_UNFINISHED} AND {QUEUED}
         ORDER BY id FOR UPDATE
     )
     UPDATE jobs SET dispatched_at = NULL, next_attempt_at = expires_at FROM waiting WHERE jobs.id = waiting.id
 """)
 """Keep the jobs of a batch that nobody has claimed from being claimed; they are due again at their deadline."""
 
-_PARKED = """
-        SELECT id FROM jobs WHERE batch_id = :id AND batch_id IS NOT NULL AND status = 'queued'
-          AND dispatched_at IS NULL AND next_attempt_at = expires_at
+_PARKED = f"""
+        SELECT id FROM jobs WHERE {_UNFINISHED} AND {QUEUED} AND dispatched_at IS NULL AND next_attempt_at = expires_at
         ORDER BY id FOR UPDATE"""
 
 LOCK_PARKED = text(f"SELECT count(*) FROM ({_PARKED}) parked")
@@ -87,8 +87,9 @@ CANCEL_JOBS = text(f"""
 SELECT_LIVE = text(f"""
     SELECT b.id, b.status, b.pause_reason, b.last_round, b.expires_at <= now() AS late,
            b.next_row > b.total AND b.round = b.last_round AS fed, n.unpaid, b.total - n.ended AS rest,
-           EXISTS (SELECT FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL
-                   AND status IN ('queued', 'in_progress')) AS running,
+           b.status IN ('cancelling', 'finalizing')
+           AND EXISTS (SELECT FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL
+                       AND finished_at IS NULL) AS running,
            (SELECT min(p.limit_usd - p.spent_usd - p.reserved_usd - coalesce(m.delta, 0))
             FROM budget_periods p
             LEFT JOIN LATERAL (SELECT sum(reserved_delta + spent_delta) AS delta
@@ -103,7 +104,8 @@ SELECT_LIVE = text(f"""
     ORDER BY b.id
 """)
 """The batches that have not ended: how many rows have no ending yet (``rest``), how many ended for want of money
-(``unpaid``), and what is left in the fullest budget that they reserved in (``room``, null without one)."""
+(``unpaid``), whether jobs of one that is being stopped are unfinished (``running``), and what is left in the fullest
+budget that they reserved in (``room``, null without one)."""
 
 _TIMES = ", ".join(
     f"{status}_at = CASE :status WHEN '{status}' THEN now() END" for status in ("completed", "expired", "cancelled")

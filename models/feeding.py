@@ -14,20 +14,26 @@ from sqlalchemy import text
 from models.batch import BATCH_PRIORITY
 
 SELECT_FED = text("""
-    SELECT b.id, b.tenant_id, b.priority, b.next_row, b.round, b.last_round, b.max_parallel, b.dedupe,
+    SELECT b.id, b.tenant_id, t.weight, b.priority, b.next_row, b.round, b.last_round, b.max_parallel, b.dedupe,
            ARRAY(SELECT DISTINCT way ->> 'queue' FROM jsonb_array_elements(b.routes) AS way) AS queues,
-           u.unfinished, u.unpublished
+           u.unfinished, u.unpublished, u.first_job
     FROM batches b
+    JOIN tenants t ON t.id = b.tenant_id
+    LEFT JOIN unnest(CAST(:known AS uuid[]), CAST(:first_jobs AS uuid[])) AS known(id, first_job) ON known.id = b.id
     CROSS JOIN LATERAL (
         SELECT count(*) AS unfinished,
                count(*) FILTER (WHERE status = 'queued' AND dispatched_at IS NULL AND next_attempt_at <= now())
-                   AS unpublished
-        FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL AND status IN ('queued', 'in_progress')
+                   AS unpublished,
+               CAST(min(CAST(id AS text)) AS uuid) AS first_job
+        FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL AND finished_at IS NULL
+          AND id >= coalesce(known.first_job, '00000000-0000-0000-0000-000000000000')
     ) u
     WHERE b.status = 'in_progress' AND b.expires_at > now() AND (b.next_row <= b.total OR b.round < b.last_round)
     ORDER BY b.id
 """)
-"""The batches that have rows to feed, with their unfinished jobs, and those of them that are due and not published."""
+"""The batches that have rows to feed, with their unfinished jobs, those of them that are due and not published, and the
+first of them. Of a batch that is ``known``, jobs before ``first_jobs`` are not looked at: while a long transaction is
+open, the index has entries of all that have finished since."""
 
 SELECT_CAPACITY = text("""
     SELECT q.queue, coalesce(sum(p.capacity), 0) AS capacity
@@ -130,6 +136,42 @@ class Hungry:
     def free(self) -> int:
         """How many more of its jobs may be unfinished."""
         return max(0, self.most - self.unfinished)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A tenant that has batches with rows to feed: its unpublished jobs (``held``), and how many more it may get."""
+
+    held: int
+    free: int
+    weight: int = 1
+
+    def share(self, level: int) -> int:
+        """What it gets of a buffer where a weight of 1 gets ``level``."""
+        return min(self.held + self.free, level * self.weight)
+
+
+def share_buffer(tenants: Sequence[Waiting], buffer: int) -> list[int]:
+    """How many jobs of each tenant may be unpublished so that a queue's ``buffer`` is shared max-min by weight.
+
+    A tenant that holds more than its share keeps it, and takes nothing of the others' shares. What cannot be divided
+    goes to those that come first.
+    """
+    low, high = 0, buffer
+    while low < high:
+        level = (low + high + 1) // 2
+        low, high = (level, high) if sum(t.share(level) for t in tenants) <= buffer else (low, level - 1)
+    shares = [t.share(low) for t in tenants]
+    nexts = [t.share(low + 1) for t in tenants]
+    left = buffer - sum(shares)
+    left -= sum(
+        min(t.held, more) - share for t, share, more in zip(tenants, shares, nexts, strict=True) if t.held > share
+    )
+    for place, (tenant, share, more) in enumerate(zip(tenants, shares, nexts, strict=True)):
+        if left > 0 and tenant.held <= share:
+            shares[place] += min(left, more - share)
+            left -= shares[place] - share
+    return shares
 
 
 def share_out(batches: Sequence[Hungry], buffer: int) -> Mapping[UUID, int]:

@@ -16,8 +16,10 @@ PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 DUE = text("status = 'queued' AND dispatched_at IS NULL")
 """Waits to be published."""
 
-WINDOW = text("status IN ('queued', 'in_progress') AND dispatched_at IS NOT NULL")
-"""Published and not finished: what fills its queue's window."""
+NEWLY_DUE = text("finished_at IS NULL AND dispatched_at IS NULL")
+PUBLISHED = text("finished_at IS NULL AND dispatched_at IS NOT NULL")
+"""Neither published nor finished; published and not finished, which fills a queue's window. They do not name
+``status``: only one index serves a statement with such a condition, whatever PostgreSQL believes about the table."""
 
 
 class Job(Base):
@@ -35,7 +37,21 @@ class Job(Base):
     __table_args__ = (
         CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in JobStatus)})", name="status_known"),
         Index("ix_jobs_due", "queue", "tenant_id", "priority", "next_attempt_at", "id", postgresql_where=DUE),
-        Index("ix_jobs_window", "queue", "tenant_id", postgresql_where=WINDOW),
+        Index(
+            "ix_jobs_newly_due",
+            "queue",
+            "priority",
+            "next_attempt_at",
+            postgresql_include=["tenant_id", "status"],
+            postgresql_where=NEWLY_DUE,
+        ),
+        Index(
+            "ix_jobs_published",
+            "queue",
+            "dispatched_at",
+            postgresql_include=["tenant_id", "priority", "status"],
+            postgresql_where=PUBLISHED,
+        ),
         Index("ix_jobs_in_progress", "worker_id", postgresql_where=text("status = 'in_progress'")),
         Index("ix_jobs_unfinished", "expires_at", postgresql_where=text("status IN ('queued', 'in_progress')")),
         Index(
@@ -55,9 +71,10 @@ class Job(Base):
             postgresql_where=text("batch_id IS NOT NULL"),
         ),
         Index(
-            "ix_jobs_batch_unfinished",
+            "ix_jobs_batch_unfinished_id",
             "batch_id",
-            postgresql_where=text("batch_id IS NOT NULL AND status IN ('queued', 'in_progress')"),
+            "id",
+            postgresql_where=text("batch_id IS NOT NULL AND finished_at IS NULL"),
         ),
         Index(
             "ix_jobs_batch_finished",
@@ -216,7 +233,7 @@ CANCEL_JOB = text(f"""
         SET cancel_requested_at = coalesce(cancel_requested_at, now()),
             status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
             finished_at = CASE status WHEN 'queued' THEN now() END
-        WHERE id = :id AND tenant_id = :tenant_id AND status IN ({_CANCELLABLE})
+        WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL AND status || '' IN ({_CANCELLABLE})
         RETURNING id, status, reserved_usd, budget_periods, batch_id, batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM asked WHERE status = 'cancelled'

@@ -39,6 +39,11 @@ class JobStatus(StrEnum):
     """Not finished by ``expires_at``."""
 
 
+QUEUED = f"status || '' = '{JobStatus.QUEUED}'"
+IN_PROGRESS = f"status || '' = '{JobStatus.IN_PROGRESS}'"
+"""SQL: the status of a job that is found by its id, or among its batch's. With a plain condition PostgreSQL may read
+the index of all queued jobs instead, since it believes that there are few: they come and go between two ANALYZE."""
+
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}),
     JobStatus.IN_PROGRESS: frozenset(

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId
+from models.lifecycle import QUEUED
 
 
 class Process(Base):
@@ -35,7 +36,7 @@ REGISTER = text("""
     VALUES (:id, :role, :name, :queues, :capacity, now() + make_interval(secs => :lease_s))
 """)
 
-HEARTBEAT = text("""
+HEARTBEAT = text(f"""
     WITH beat AS (
         UPDATE processes
         SET lease_expires_at = now() + make_interval(secs => :lease_s), in_flight = :in_flight,
@@ -44,7 +45,7 @@ HEARTBEAT = text("""
         RETURNING id
     ), held AS (
         SELECT jobs.id FROM beat, jobs
-        WHERE jobs.id = ANY(CAST(:waiting AS uuid[])) AND status = 'queued' AND dispatched_at IS NOT NULL
+        WHERE jobs.id = ANY(CAST(:waiting AS uuid[])) AND {QUEUED} AND dispatched_at IS NOT NULL
         ORDER BY jobs.id
         FOR UPDATE OF jobs SKIP LOCKED
     ), touched AS (
@@ -85,14 +86,19 @@ SELECT_LOADED = text("""
 """What live processes have loaded, as they last reported."""
 
 SELECT_BACKLOG = text("""
-    SELECT q.queue,
-           (SELECT count(*) FROM (SELECT FROM jobs WHERE queue = q.queue AND status = 'queued'
-                                  AND dispatched_at IS NULL LIMIT :most) due) AS waiting,
-           (SELECT count(*) FROM jobs WHERE queue = q.queue AND status = 'queued'
-            AND dispatched_at IS NOT NULL) AS published,
-           (SELECT count(*) FROM jobs WHERE queue = q.queue AND status = 'in_progress'
-            AND dispatched_at IS NOT NULL) AS in_progress
+    SELECT q.queue, w.waiting, p.published, p.in_progress
     FROM unnest(CAST(:queues AS text[])) AS q(queue)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS waiting FROM (
+            SELECT FROM jobs WHERE queue = q.queue AND status = 'queued' AND dispatched_at IS NULL
+            ORDER BY tenant_id, priority, next_attempt_at LIMIT :most) due
+    ) w
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE status = 'queued') AS published,
+               count(*) FILTER (WHERE status = 'in_progress') AS in_progress
+        FROM jobs WHERE queue = q.queue AND finished_at IS NULL AND dispatched_at IS NOT NULL
+    ) p
 """)
 """The unfinished jobs of each queue; those that wait are counted up to ``most``, so that a backlog of
-millions costs no more than that, and the others are bounded by the queue's window."""
+millions costs no more than that (in the order of ix_jobs_due, so that no other index is tempting), and the others are
+bounded by the queue's window."""

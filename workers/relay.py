@@ -37,6 +37,7 @@ from workers.reaper import Reaper
 from workers.rescue import Rescuer
 from workers.settings import RelaySettings
 from workers.stalls import end_if_stalled
+from workers.windows import Windows
 
 _PAUSE_AFTER_ERROR_S = 1.0
 _FEED_PAUSE_S = 0.05
@@ -69,8 +70,9 @@ class Relay:
         )
         self._writer = new_id()
         self._feeder = Feeder(self._dispatch_engine, settings)
+        self._windows = Windows(self._dispatch_engine, self._queues)
         self._singles, self._rows = (
-            Dispatcher(self._dispatch_engine, publisher, settings, self._queues, rows=rows) for rows in (False, True)
+            Dispatcher(self._dispatch_engine, publisher, settings, self._windows, rows=rows) for rows in (False, True)
         )
         self._woken = asyncio.Event()
         self._fed = asyncio.Event()
@@ -142,7 +144,8 @@ class Relay:
                 log.warning("relay.feed_failed", error=_first_line(error))
             if meal is not None and meal.rows:
                 self._fed.set()
-            await asyncio.sleep(_FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S)
+            pause_s = _FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S
+            await asyncio.sleep(pause_s if meal is None else max(pause_s, meal.rest_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._hungry.wait()
@@ -161,8 +164,10 @@ class Relay:
         for queue in self._queues:
             depth = await asyncio.to_thread(self._publisher.depth, queue)
             stale_s = self._settings.republish_s * (_LOST_MESSAGE_FACTOR if depth else 1)
-            rows = await fetch_all(self._engine, UNDISPATCH_STALE, {"queue": queue, "stale_s": stale_s})
+            params = {"queue": queue, "stale_s": stale_s, "since": self._windows.published_since(queue)}
+            rows = await fetch_all(self._engine, UNDISPATCH_STALE, params)
             if rows:
+                self._windows.forget([queue])
                 log.warning("relay.republished", queue=queue, jobs=len(rows))
                 self._wake()
 

@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.feeding import Hungry, share_out
+from models.feeding import Hungry, Waiting, share_buffer, share_out
 
 PLENTY = 10**9
 
@@ -56,3 +56,42 @@ def test_the_buffer_is_filled_and_never_more(rows: list[tuple[int, int, int]], b
         assert share <= batch.free
         if share < batch.free:
             assert all(level <= batch.unfinished + share + 1 for level in levels)
+
+
+def test_a_queues_buffer_is_shared_by_tenants() -> None:
+    assert share_buffer([Waiting(0, PLENTY)] * 3, 60) == [20, 20, 20]
+    assert share_buffer([Waiting(0, 5), Waiting(0, PLENTY), Waiting(0, PLENTY)], 60) == [5, 28, 27]
+
+
+def test_weights_divide_a_buffer() -> None:
+    light, heavy = Waiting(0, PLENTY), Waiting(0, PLENTY, weight=3)
+    assert share_buffer([light, heavy], 32) == [8, 24]
+    assert share_buffer([light] * 4 + [heavy], 5) == [1, 1, 1, 1, 1]
+    assert share_buffer([heavy] + [light] * 4, 5) == [3, 1, 1, 0, 0]
+
+
+def test_a_tenant_that_holds_more_than_its_share_takes_nothing_of_the_others_shares() -> None:
+    assert share_buffer([Waiting(60, PLENTY), Waiting(0, PLENTY)], 60) == [30, 30]
+
+
+def test_with_more_tenants_than_places_those_that_come_first_get_one_each() -> None:
+    idle, busy = Waiting(0, PLENTY), Waiting(1, PLENTY)
+    assert share_buffer([idle] * 5, 3) == [1, 1, 1, 0, 0]
+    assert share_buffer([idle, idle, busy, idle, busy], 3) == [1, 0, 0, 0, 0]
+
+
+@given(
+    st.lists(st.builds(Waiting, st.integers(0, 30), st.integers(0, 30), st.integers(1, 3)), min_size=1, max_size=12),
+    st.integers(0, 60),
+)
+def test_a_buffer_is_used_up_and_no_tenant_has_much_more_than_another(tenants: list[Waiting], buffer: int) -> None:
+    shares = share_buffer(tenants, buffer)
+    assert sum(shares) <= buffer
+    level = max(share / tenant.weight for tenant, share in zip(tenants, shares, strict=True))
+    for tenant, share in zip(tenants, shares, strict=True):
+        assert share <= tenant.held + tenant.free
+        assert share == tenant.held + tenant.free or share / tenant.weight >= level - 1
+    after = [max(tenant.held, share) for tenant, share in zip(tenants, shares, strict=True)]
+    assert sum(after) >= min(buffer, sum(tenant.held + tenant.free for tenant in tenants))
+    excess = sum(max(0, tenant.held - share) for tenant, share in zip(tenants, shares, strict=True))
+    assert sum(after) <= buffer + excess
