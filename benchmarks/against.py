@@ -41,7 +41,8 @@ from api.local.ports import choose_port
 from benchmarks.ground import print_fsync, print_machine
 from benchmarks.load import run_load
 from benchmarks.processor import SUPERVISOR, parts_of, seconds_by_part
-from benchmarks.revisions import (
+from benchmarks.submit import bodies
+from tests.revisions import (
     RevisionError,
     commit_of,
     console_script,
@@ -50,7 +51,6 @@ from benchmarks.revisions import (
     exported,
     require_own_code,
 )
-from benchmarks.submit import bodies
 from tests.stack import ROOT, Stack, wait_until
 
 CONCURRENCY = 64

@@ -178,10 +178,13 @@ class Database:
 
 
 class Stack:
-    """Starts Headrace's processes against given servers; ends every one of them on exit."""
+    """Starts Headrace's processes against given servers; ends every one of them on exit. ``root`` has their code."""
 
-    def __init__(self, database_url: str, redis_url: str, directory: Path, **settings: str) -> None:
+    def __init__(
+        self, database_url: str, redis_url: str, directory: Path, *, root: Path = ROOT, **settings: str
+    ) -> None:
         self.directory = directory
+        self.root = root
         self.settings = {
             "HEADRACE_DATABASE_URL": database_url,
             "HEADRACE_REDIS_URL": redis_url,
@@ -278,8 +281,8 @@ class Stack:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env=os.environ | self.settings,
-                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(self.root)} | self.settings,
+                cwd=self.root,
                 stdout=output,
                 stderr=output,
             )

@@ -1,12 +1,14 @@
 """The Celery app: one queue per tier, and the runner inside each worker process.
 
-celery -A workers.celery worker -P threads -Q small -c 4
+celery -A workers.celery worker -P threads -Q small
 """
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from celery import Celery, bootsteps
+from celery.signals import celeryd_init
 from kombu import Queue
 from kombu.transport import redis as redis_transport
 
@@ -93,6 +95,14 @@ class _QoS(redis_transport.QoS):
 
 
 redis_transport.Channel.QoS = _QoS
+
+
+@celeryd_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
+def _take_concurrency_from_catalog(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # Any: Celery's own
+    """Let a worker without ``--concurrency`` keep as many jobs in flight as the catalogue says of its queues' pool."""
+    settings = WorkSettings()
+    catalog = select_optional(read_catalog(settings.catalog), settings.optional_llms)
+    conf.worker_concurrency = catalog.concurrency_of(options.get("queues") or catalog.queues)
 
 
 class RunnerStep(bootsteps.StartStopStep):

@@ -18,6 +18,9 @@ from pathlib import Path
 
 from tests.stack import ROOT
 
+PREVIOUS = "f92fb828f18038914a89f98ce36dede1e765415b"
+"""The last commit of the release before this one: what runs when an upgrade to this checkout starts."""
+
 _LOCKS = ("requirements/dev.lock", "requirements/llama.lock")
 _PACKAGES = ("api", "models", "workers")
 
