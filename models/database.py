@@ -22,6 +22,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from models.session import SESSION, require_session, startup_options
+
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
 
@@ -99,9 +101,7 @@ def create_engine(url: str, *, name: str, pool_size: int = 5, synchronous_commit
             "keepalives_interval": 5,
             "keepalives_count": 2,
             "tcp_user_timeout": 15_000,
-            "options": "-c statement_timeout=30s -c lock_timeout=10s"
-            " -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
-            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}",
+            "options": startup_options({**SESSION, "synchronous_commit": "on" if synchronous_commit else "off"}),
         },
     )
     event.listen(engine.sync_engine, "handle_error", _drop_read_only)
@@ -192,7 +192,11 @@ def alembic_config(url: str) -> Config:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to its newest version; concurrent callers wait for one another."""
+    """Bring the schema to its newest version; concurrent callers wait for one another.
+
+    Raises ConfigurationError when a pooler stands in between: the lock that they wait for is the session's.
+    """
+    require_session(url)
     command.upgrade(alembic_config(url), "head")
 
 

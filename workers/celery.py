@@ -3,6 +3,8 @@
 celery -A workers.celery worker -P threads -Q small
 """
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -13,6 +15,8 @@ from kombu import Queue
 from kombu.transport import redis as redis_transport
 
 from models.catalog import load_catalog, read_catalog, select_optional
+from models.errors import ConfigurationError
+from models.session import require_session
 from workers.gpu_pool import refuse_without_gpu
 from workers.runner import Runner
 from workers.settings import WorkerSettings, WorkSettings
@@ -97,6 +101,15 @@ class _QoS(redis_transport.QoS):
 redis_transport.Channel.QoS = _QoS
 
 
+def _refuse_pooler(settings: WorkerSettings) -> None:
+    """End the process where a pooler stands before Postgres; raises SystemExit."""
+    try:
+        require_session(settings.database_url)
+    except ConfigurationError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        raise SystemExit(os.EX_CONFIG) from None
+
+
 @celeryd_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
 def _take_concurrency_from_catalog(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # Any: Celery's own
     """Let a worker without ``--concurrency`` keep as many jobs in flight as the catalogue says of its queues' pool."""
@@ -115,6 +128,7 @@ class RunnerStep(bootsteps.StartStopStep):
         catalog = load_catalog(settings.catalog, settings.optional_llms)
         queues = list(worker.app.amqp.queues.consume_from)
         refuse_without_gpu(catalog, queues, settings)
+        _refuse_pooler(settings)
         worker.app.runner = Runner(
             settings,
             catalog,
