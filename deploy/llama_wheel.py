@@ -42,7 +42,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 ONLY_WHAT_IS_USED = ("-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_COMMON=OFF")
 
 # llama-cpp-python's CMakeLists.txt sets this option to ON in CMake's cache, whatever the command line says. A variable
-# of the project comes before the cache (CMake's policies CMP0077 and CMP0126), and this gives it the command line's value.
+# of the project comes before the cache (CMake's policies CMP0077 and CMP0126): this one has the command line's value.
 _KEEP_OPTION = 'set(LLAMA_BUILD_COMMON "${LLAMA_BUILD_COMMON}")\n'
 
 _LONGEST_SLUG = 160  # of a file system's 255 for a name, which has the version and the platform too
@@ -180,7 +180,7 @@ def _compile(staging: Path, flags: str, *, log: Path) -> Path:
     build = [*pip, "-v", "wheel", "--no-cache-dir", "--no-build-isolation", *locked, "-w", str(wheels)]
     build += ["-r", str(LLAMA_LOCK)]
     say("llama-cpp-python is published as source only: it is compiled now, once for this user,")
-    say("which takes 5 to 12 minutes on 2 cores")
+    say("which takes 2 to 5 minutes on 2 cores")
     follow("preparing to compile", make_tools, step=_PIP_STEP, log=log)
     follow("fetching the build tools", fetch_tools, step=_PIP_STEP, log=log, env=env)
     follow("compiling llama-cpp-python", build, step=_NINJA_STEP, log=log, env=env)

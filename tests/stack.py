@@ -235,8 +235,8 @@ class Stack:
         """Start a relay."""
         return self._spawn("relay", "-m", "workers.relay")
 
-    def worker(self, queues: str = "mock", concurrency: int = 8) -> subprocess.Popen[bytes]:
-        """Start a worker; it is ready some two seconds later."""
+    def worker(self, queues: str = "mock", concurrency: int | None = 8) -> subprocess.Popen[bytes]:
+        """Start a worker; it is ready some two seconds later. ``None`` leaves its concurrency to the catalogue."""
         name = f"worker{len(self._processes)}@test"
         return self._spawn(
             "worker",
@@ -254,8 +254,7 @@ class Stack:
             *(
                 "-Q",
                 queues,
-                "-c",
-                str(concurrency),
+                *(() if concurrency is None else ("-c", str(concurrency))),
                 "--without-gossip",
                 "--without-mingle",
             ),

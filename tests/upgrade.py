@@ -125,7 +125,8 @@ def upgrade(
     said: Callable[[str, Load], None],
 ) -> Load:
     """Run the processes of ``old_root`` on an empty database under load, and replace schema, API, worker and relay by
-    this checkout's, with load for ``each_s`` seconds in between; ``said`` is told each stage that has passed."""
+    this checkout's, with load for ``each_s`` seconds in between. ``said`` is told each stage that has passed; a stage
+    with problems is the last one."""
     require_own_code(old_root)
     database_url, redis_url = urls
     api_key = _provision(old_root, database_url, directory)
@@ -140,28 +141,36 @@ def upgrade(
         old_api, url = old.api()
         old_relay, old_worker = old.relay(), old.worker()
         load = Load(url, api_key)
-        with load.running(callers):
-            _work(load, database, each_s)
-            said("old processes, old schema", load)
-            _migrate(ROOT, database_url)
-            _work(load, database, each_s)
-            said("old processes, new schema", load)
-            _, url = new.api()
-            load.move_to(url)
+
+        def replace_api() -> None:
+            load.move_to(new.api()[1])
             time.sleep(0.5)
             _stop(old_api)
-            _work(load, database, each_s)
-            said("new API, old worker and relay", load)
+
+        def replace_worker() -> None:
             new.worker()
-            wait_until(partial(_live, database, "worker", 2))
+            wait_until(lambda: load.problems or _live(database, "worker") == 2)
             _stop(old_worker)
-            _work(load, database, each_s)
-            said("new API and worker, old relay", load)
+
+        def replace_relay() -> None:
             new.relay()
-            wait_until(partial(_live, database, "relay", 2))
+            wait_until(lambda: load.problems or _live(database, "relay") == 2)
             _stop(old_relay)
-            _work(load, database, each_s)
-            said("new processes", load)
+
+        steps: dict[str, Callable[[], None]] = {
+            "old processes, old schema": lambda: None,
+            "old processes, new schema": partial(_migrate, ROOT, database_url),
+            "new API, old worker and relay": replace_api,
+            "new API and worker, old relay": replace_worker,
+            "new processes": replace_relay,
+        }
+        with load.running(callers):
+            for stage, change in steps.items():
+                change()
+                _work(load, database, each_s)
+                said(stage, load)
+                if load.problems:
+                    return load
         database.wait_until_finished()
         _look_at_results(load)
     return load
@@ -196,10 +205,8 @@ def _work(load: Load, database: Database, seconds: float) -> None:
     time.sleep(max(0.0, seconds - (time.monotonic() - started)))
 
 
-def _live(database: Database, role: str, number: int) -> bool:
-    return bool(
-        database.value("SELECT count(*) = %s FROM processes WHERE role = %s AND lease_expires_at > now()", number, role)
-    )
+def _live(database: Database, role: str) -> int:
+    return int(database.value("SELECT count(*) FROM processes WHERE role = %s AND lease_expires_at > now()", role))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
