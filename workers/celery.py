@@ -110,7 +110,7 @@ def _refuse_pooler(settings: WorkerSettings) -> None:
         raise SystemExit(os.EX_CONFIG) from None
 
 
-@celeryd_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
+@celeryd_init.connect
 def _take_concurrency_from_catalog(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # Any: Celery's own
     """Let a worker without ``--concurrency`` keep as many jobs in flight as the catalogue says of its queues' pool."""
     settings = WorkSettings()

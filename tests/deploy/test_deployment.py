@@ -3,13 +3,11 @@
 import ast
 import asyncio
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-import models.database
 from api.app import create_app
 from api.batches.clerks import MAX_CLERKS
 from api.batches.validators import PROCESSES
@@ -77,13 +75,12 @@ def of_source(module: str) -> int:
 def pool_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the pools that are made in the test."""
     sizes: list[int] = []
-    make = models.database.create_async_engine
 
     def remember(*arguments: Any, **options: Any) -> AsyncEngine:  # Any: SQLAlchemy's own
         sizes.append(options["pool_size"] + options["max_overflow"])
-        return make(*arguments, **options)
+        return create_async_engine(*arguments, **options)
 
-    monkeypatch.setattr(models.database, "create_async_engine", remember)
+    monkeypatch.setattr("models.database.create_async_engine", remember)
     return sizes
 
 
@@ -101,7 +98,7 @@ def connections_of_api(database_url: str, redis_url: str, pool_sizes: list[int])
 
 
 @pytest.fixture
-def connections(database_url: str, valkey: EmbeddedValkey, pool_sizes: list[int]) -> Iterator[dict[str, int]]:
+def connections(database_url: str, valkey: EmbeddedValkey, pool_sizes: list[int]) -> dict[str, int]:
     """The most connections of one process of each kind."""
     return {
         "an API process": connections_of_api(database_url, valkey.url, pool_sizes),
