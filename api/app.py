@@ -42,7 +42,9 @@ from api.textfeeds import TextFeeds
 from api.vitals import VitalSigns
 from api.waiting import Waiters
 from models.catalog import SHIPPED, load_catalog
+from models.errors import ConfigurationError
 from models.pauses import keep_pauses_short
+from models.session import require_session
 from models.shared import Shared
 from models.telemetry import configure_logging
 from models.wakeups import Wakeups
@@ -57,8 +59,9 @@ _NO_TELEMETRY: TelemetryConfig = {
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
-    """The ASGI app; its settings come from the environment when none are given."""
-    settings = settings or ApiSettings()
+    """The ASGI app; its settings come from the environment when none are given, and then the process ends with one
+    line where they cannot be used."""
+    settings = settings or _settings_of_environment()
     traffic = Traffic()
 
     @contextlib.asynccontextmanager
@@ -98,6 +101,15 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         app.include_router(module.router)
     docs.install_docs(app)
     return app
+
+
+def _settings_of_environment() -> ApiSettings:
+    settings = ApiSettings()
+    try:
+        require_session(settings.database_url)
+    except ConfigurationError as error:
+        raise SystemExit(f"headrace: {error}") from None
+    return settings
 
 
 async def _end(tasks: Collection["asyncio.Task[None]"]) -> None:

@@ -71,10 +71,10 @@ def demo(
 def migrate() -> None:
     """Bring the tables of HEADRACE_DATABASE_URL to the newest revision."""
     # Imported here because only this command needs the database libraries; `up` lives long and stays small.
-    from models.database import migrate as run_migrations
+    from api.local.provision import migrate_or_say_why
 
     with in_one_line():
-        run_migrations(database_url())
+        migrate_or_say_why(database_url())
 
 
 @main.command()

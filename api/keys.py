@@ -8,6 +8,7 @@ from typing import TypeVar
 from rich.markup import escape
 from rich.table import Column, Table
 from sqlalchemy import RowMapping
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.local.errors import LocalError
@@ -94,6 +95,8 @@ def _found(found: bool, lookup: str) -> None:
 
 
 def _run(database_url: str, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+    """Do some work in the database; raises LocalError when that refuses."""
+
     async def run() -> T:
         engine = create_engine(database_url, name="keys", pool_size=1)
         try:
@@ -101,4 +104,7 @@ def _run(database_url: str, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
         finally:
             await engine.dispose()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except SQLAlchemyError as error:
+        raise LocalError(f"the database refused: {str(error).splitlines()[0]}") from error

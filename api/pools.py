@@ -20,7 +20,7 @@ FEWEST = 11
 """The least that the pools need together: two each, and three to read a file and write its rows at the same time."""
 
 _POOLS = 5
-_ONE_PROCESS = " -c max_parallel_workers_per_gather=0"
+_ONE_PROCESS = {"max_parallel_workers_per_gather": "0"}
 """A read takes one processor of Postgres's machine, not three."""
 
 
@@ -44,7 +44,7 @@ class Pools:
             pool_size=sizes["reads"],
             pool_timeout_s=read_timeout_s + 5,
             statement_timeout_s=read_timeout_s,
-            more_options=_ONE_PROCESS,
+            parameters=_ONE_PROCESS,
         )
         return cls(
             submit=create_engine(url, name="api", pool_size=sizes["submit"]),

@@ -22,48 +22,16 @@ import httpx
 
 from api.local.ports import choose_port
 from benchmarks.ground import print_machine
+from benchmarks.processor import seconds_by_part
 from tests.stack import ROOT, Stack, wait_until
-
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_by_process(session: int) -> dict[int, tuple[str, float]]:
-    """CPU seconds of each process below ``session``, children that ended included, with a short name."""
-    processes: dict[int, tuple[int, str, float]] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (path / "stat").read_text()
-            command = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-        fields = stat.rpartition(")")[2].split()
-        parent, ticks = int(fields[1]), sum(int(value) for value in fields[11:15])
-        processes[int(path.name)] = (parent, command, ticks / TICKS_PER_S)
-    family = {session}
-    while True:
-        grown = family | {pid for pid, (parent, _, _) in processes.items() if parent in family}
-        if grown == family:
-            return {pid: processes[pid][1:] for pid in family if pid in processes}
-        family = grown
-
-
-def short_name(command: str) -> str:
-    """What a process is, from its command line."""
-    for mark in ("uvicorn", "workers.relay", "flower", "celery", "valkey", "postgres", "headrace up"):
-        if mark in command:
-            return mark
-    return command[:40]
 
 
 def measure_cpu(pid: int, seconds: float) -> None:
     """Print the CPU share of every part, and of the whole."""
-    before = cpu_by_process(pid)
+    before = seconds_by_part(pid)
     time.sleep(seconds)
-    after = cpu_by_process(pid)
-    shares: dict[str, float] = {}
-    for process, (command, spent) in after.items():
-        used = spent - before.get(process, (command, 0.0))[1]
-        shares[short_name(command)] = shares.get(short_name(command), 0.0) + used / seconds * 100
+    after = seconds_by_part(pid)
+    shares = {part: (after[part] - before[part]) / seconds * 100 for part in after}
     for name, share in sorted(shares.items(), key=lambda item: -item[1]):
         print(f"{share:6.2f} %  {name}")
     print(f"{sum(shares.values()):6.2f} %  of one core, the whole stack over {seconds:g} s (bound 5)")

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -36,6 +37,16 @@ INSTRUCTIONS = {
 }
 CPU_INFO = Path("/proc/cpuinfo")
 
+# Headrace calls libllama and the ggml libraries, nothing else: not the multimodal library (mtmd), which is 52 of the
+# 193 steps of the whole build, nor the "common" library of llama.cpp's own programs and what it needs, another 58.
+ONLY_WHAT_IS_USED = ("-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_COMMON=OFF")
+
+# llama-cpp-python's CMakeLists.txt sets this option to ON in CMake's cache, whatever the command line says. A variable
+# of the project comes before the cache (CMake's policies CMP0077 and CMP0126): this one has the command line's value.
+_KEEP_OPTION = 'set(LLAMA_BUILD_COMMON "${LLAMA_BUILD_COMMON}")\n'
+
+_LONGEST_SLUG = 160  # of a file system's 255 for a name, which has the version and the platform too
+
 _COMPILERS = {"C": ("CC", "cc", "gcc", "clang"), "C++": ("CXX", "c++", "g++", "clang++")}
 _NINJA_STEP = re.compile(r"\[\d+/\d+\]")
 _PIP_STEP = re.compile(r"^(Collecting|Installing) [^\s(]+")
@@ -50,12 +61,18 @@ def ensure_wheel(*, rebuild: bool = False) -> Path:
 
     Raises BuildError when there is no compiler, and CommandError when the build fails.
     """
-    flags = " ".join([PORTABLE, *instructions(os.environ), os.environ.get("CMAKE_ARGS", "")]).strip()
-    home = _cache(os.environ) / _key(flags)
+    flags = cmake_flags(os.environ)
+    home = _cache(os.environ) / key(flags)
     home.mkdir(exist_ok=True)
     with _exclusive(home / "lock"):
         wheel = None if rebuild else _intact_wheel(home)
         return wheel or _build(home, flags)
+
+
+def cmake_flags(environment: Mapping[str, str], cpu_info: Path = CPU_INFO) -> str:
+    """CMake's flags of the build; those of ``CMAKE_ARGS`` stand last, where they overrule the others."""
+    own = [PORTABLE, *instructions(environment, cpu_info), *ONLY_WHAT_IS_USED]
+    return " ".join([*own, environment.get("CMAKE_ARGS", "")]).strip()
 
 
 def instructions(environment: Mapping[str, str], cpu_info: Path = CPU_INFO) -> list[str]:
@@ -68,12 +85,14 @@ def instructions(environment: Mapping[str, str], cpu_info: Path = CPU_INFO) -> l
     return [f"-D{flag}=ON" for flag, needed in INSTRUCTIONS.items() if needed <= features]
 
 
-def _key(flags: str) -> str:
+def key(flags: str) -> str:
     """What the wheel depends on: not the version of Python, for it calls its library through ctypes."""
     pin = re.search(r"^llama-cpp-python==(\S+)", LLAMA_LOCK.read_text(), re.MULTILINE)
     if pin is None:
         raise BuildError(f"{LLAMA_LOCK} does not pin llama-cpp-python")
     slug = re.sub(r"\W+", "-", flags).strip("-").lower()
+    if len(slug) > _LONGEST_SLUG:
+        slug = f"{slug[:_LONGEST_SLUG]}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
     return f"llama-cpp-python-{pin[1]}-{sysconfig.get_platform()}-{slug}"
 
 
@@ -144,10 +163,11 @@ def _require_compilers() -> None:
 def _compile(staging: Path, flags: str, *, log: Path) -> Path:
     """Compile with the pinned build tools, CMake and ninja among them, in an environment of their own."""
     log.write_text("")
-    tools, wheels = staging / "tools", staging / "wheels"
+    tools, wheels, option = staging / "tools", staging / "wheels", staging / "option.cmake"
+    option.write_text(_KEEP_OPTION)
     env = {
         **os.environ,
-        "CMAKE_ARGS": flags,
+        "CMAKE_ARGS": f"{flags} {shlex.quote(f'-DCMAKE_PROJECT_llama_cpp_INCLUDE={option}')}",
         "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(staging),
@@ -160,7 +180,7 @@ def _compile(staging: Path, flags: str, *, log: Path) -> Path:
     build = [*pip, "-v", "wheel", "--no-cache-dir", "--no-build-isolation", *locked, "-w", str(wheels)]
     build += ["-r", str(LLAMA_LOCK)]
     say("llama-cpp-python is published as source only: it is compiled now, once for this user,")
-    say("which takes 5 to 12 minutes on 2 cores")
+    say("which takes 2 to 5 minutes on 2 cores")
     follow("preparing to compile", make_tools, step=_PIP_STEP, log=log)
     follow("fetching the build tools", fetch_tools, step=_PIP_STEP, log=log, env=env)
     follow("compiling llama-cpp-python", build, step=_NINJA_STEP, log=log, env=env)

@@ -24,6 +24,7 @@ VENV = REPOSITORY / ".venv"
 STAMP = VENV / "stamp"
 EXTRAS_HERE = VENV / "extras"
 FLAGS_HERE = VENV / "cmake_args"
+WHEEL_HERE = VENV / "llama_wheel"
 PYTHON = VENV / "bin" / "python"
 PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", "--no-deps"]
 
@@ -48,7 +49,7 @@ def main(extras: Sequence[str]) -> None:
     STAMP.unlink(missing_ok=True)
     locked = ["--require-hashes", "-r", str(REPOSITORY / "requirements" / "dev.lock")]
     _run("installing the locked packages", [*PIP, *locked])
-    _install_llama(wheel, anew=flags != kept)
+    _install_llama(wheel)
     FLAGS_HERE.write_text(flags)
     for extra in wanted:
         _install_extra(extra)
@@ -59,10 +60,13 @@ def main(extras: Sequence[str]) -> None:
     say("set-up complete")
 
 
-def _install_llama(wheel: Path, *, anew: bool) -> None:
-    """Install the wheel, in place of one with other flags if ``anew``, for its version says nothing of them; one
-    from the cache may be of a machine with other system libraries."""
-    _run("installing llama-cpp-python", [*PIP, *(["--force-reinstall"] if anew else []), str(wheel)])
+def _install_llama(wheel: Path) -> None:
+    """Install the wheel, in place of one with other flags, of which its version says nothing: the name of its folder
+    in the cache does. One from the cache may be of a machine with other system libraries."""
+    installed = WHEEL_HERE.read_text() if WHEEL_HERE.exists() else ""
+    force = ["--force-reinstall"] if installed != wheel.parent.name else []
+    _run("installing llama-cpp-python", [*PIP, *force, str(wheel)])
+    WHEEL_HERE.write_text(wheel.parent.name)
     if _works("import llama_cpp"):
         return
     say(f"{wheel} does not load on this machine")

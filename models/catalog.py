@@ -6,7 +6,7 @@ process at its start and not a job in its middle.
 """
 
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property, partial
@@ -43,6 +43,10 @@ Usd = partial(Field, ge=0, max_digits=18, decimal_places=6)
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_CONCURRENCY: Mapping[Pool, int] = {"cpu": 4, "gpu": 16, "remote": 200}
+"""The jobs that a worker keeps in flight for a pool of which the catalogue says nothing."""
 
 
 class PoolConfig(_Entry):
@@ -283,7 +287,12 @@ class Catalog(_Entry):
     def pools_in_use(self) -> dict[Pool, PoolConfig]:
         """The pools that some tier names, with their settings."""
         names = sorted({tier.pool for tier in self.tiers.values()})
-        return {name: self.pools.get(name, PoolConfig()) for name in names}
+        return {name: self.pools.get(name) or PoolConfig(concurrency=_CONCURRENCY[name]) for name in names}
+
+    def concurrency_of(self, queues: Collection[str]) -> int:
+        """The jobs that one worker of these queues keeps in flight: the most that one of their pools has."""
+        pools = {tier.pool for tier in self.tiers.values() if tier.queue in queues}
+        return max((self.pools_in_use[pool].concurrency for pool in pools), default=1)
 
     def queues_of_pool(self, pool: str) -> list[str]:
         """The queues that a pool's workers consume, sorted."""

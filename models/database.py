@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -21,6 +22,8 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from models.session import SESSION, require_session, startup_options
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
@@ -85,6 +88,9 @@ WAITING_HELPS = frozenset(
 """Failures after which the same statement, run again later, may succeed."""
 
 
+NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+
+
 def create_engine(
     url: str,
     *,
@@ -93,10 +99,10 @@ def create_engine(
     pool_timeout_s: float = 5,
     statement_timeout_s: float = 30,
     synchronous_commit: bool = True,
-    more_options: str = "",
+    parameters: Mapping[str, str] = NO_PARAMETERS,
 ) -> AsyncEngine:
     """An engine whose connections give up on a dead server within seconds, and that drops a connection whose server
-    became read-only; ``name`` shows in ``pg_stat_activity``."""
+    became read-only; ``name`` shows in ``pg_stat_activity``, and ``parameters`` are further ones of the session."""
     engine = create_async_engine(
         url,
         isolation_level="AUTOCOMMIT",
@@ -113,9 +119,14 @@ def create_engine(
             "keepalives_interval": 5,
             "keepalives_count": 2,
             "tcp_user_timeout": 15_000,
-            "options": f"-c statement_timeout={round(statement_timeout_s * 1000)} -c lock_timeout=10s"
-            " -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
-            f" -c synchronous_commit={'on' if synchronous_commit else 'off'}{more_options}",
+            "options": startup_options(
+                {
+                    **SESSION,
+                    "statement_timeout": f"{round(statement_timeout_s * 1000)}ms",
+                    "synchronous_commit": "on" if synchronous_commit else "off",
+                    **parameters,
+                }
+            ),
         },
     )
     event.listen(engine.sync_engine, "handle_error", _drop_read_only)
@@ -238,7 +249,11 @@ def alembic_config(url: str) -> Config:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to its newest version; concurrent callers wait for one another."""
+    """Bring the schema to its newest version; concurrent callers wait for one another.
+
+    Raises ConfigurationError when a pooler stands in between: the lock that they wait for is the session's.
+    """
+    require_session(url)
     command.upgrade(alembic_config(url), "head")
 
 

@@ -178,10 +178,13 @@ class Database:
 
 
 class Stack:
-    """Starts Headrace's processes against given servers; ends every one of them on exit."""
+    """Starts Headrace's processes against given servers; ends every one of them on exit. ``root`` has their code."""
 
-    def __init__(self, database_url: str, redis_url: str, directory: Path, **settings: str) -> None:
+    def __init__(
+        self, database_url: str, redis_url: str, directory: Path, *, root: Path = ROOT, **settings: str
+    ) -> None:
         self.directory = directory
+        self.root = root
         self.settings = {
             "HEADRACE_DATABASE_URL": database_url,
             "HEADRACE_REDIS_URL": redis_url,
@@ -232,8 +235,8 @@ class Stack:
         """Start a relay."""
         return self._spawn("relay", "-m", "workers.relay")
 
-    def worker(self, queues: str = "mock", concurrency: int = 8) -> subprocess.Popen[bytes]:
-        """Start a worker; it is ready some two seconds later."""
+    def worker(self, queues: str = "mock", concurrency: int | None = 8) -> subprocess.Popen[bytes]:
+        """Start a worker; it is ready some two seconds later. ``None`` leaves its concurrency to the catalogue."""
         name = f"worker{len(self._processes)}@test"
         return self._spawn(
             "worker",
@@ -251,8 +254,7 @@ class Stack:
             *(
                 "-Q",
                 queues,
-                "-c",
-                str(concurrency),
+                *(() if concurrency is None else ("-c", str(concurrency))),
                 "--without-gossip",
                 "--without-mingle",
             ),
@@ -278,8 +280,8 @@ class Stack:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env=os.environ | self.settings,
-                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(self.root)} | self.settings,
+                cwd=self.root,
                 stdout=output,
                 stderr=output,
             )

@@ -1,19 +1,24 @@
 """The Celery app: one queue per tier, and the runner inside each worker process.
 
-celery -A workers.celery worker -P threads -Q small -c 4
+celery -A workers.celery worker -P threads -Q small
 """
 
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 import structlog
 from celery import Celery, bootsteps
 from celery.exceptions import Reject
+from celery.signals import celeryd_init
 from kombu import Queue
 from kombu.transport import redis as redis_transport
 
 from models.catalog import load_catalog, read_catalog, select_optional
+from models.errors import ConfigurationError
+from models.session import require_session
 from models.telemetry import configure_logging
 from workers.gpu_pool import refuse_without_gpu
 from workers.runner import Runner
@@ -112,6 +117,23 @@ class _QoS(redis_transport.QoS):
 redis_transport.Channel.QoS = _QoS
 
 
+def _refuse_pooler(settings: WorkerSettings) -> None:
+    """End the process where a pooler stands before Postgres; raises SystemExit."""
+    try:
+        require_session(settings.database_url)
+    except ConfigurationError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        raise SystemExit(os.EX_CONFIG) from None
+
+
+@celeryd_init.connect
+def _take_concurrency_from_catalog(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # Any: Celery's own
+    """Let a worker without ``--concurrency`` keep as many jobs in flight as the catalogue says of its queues' pool."""
+    settings = WorkSettings()
+    catalog = select_optional(read_catalog(settings.catalog), settings.optional_llms)
+    conf.worker_concurrency = catalog.concurrency_of(options.get("queues") or catalog.queues)
+
+
 class RunnerStep(bootsteps.StartStopStep):
     """Starts the runner before the worker consumes, and drains it when the worker shuts down."""
 
@@ -123,6 +145,7 @@ class RunnerStep(bootsteps.StartStopStep):
         catalog = load_catalog(settings.catalog, settings.optional_llms)
         queues = list(worker.app.amqp.queues.consume_from)
         refuse_without_gpu(catalog, queues, settings)
+        _refuse_pooler(settings)
         worker.app.runner = Runner(
             settings,
             catalog,

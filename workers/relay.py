@@ -25,6 +25,7 @@ from models.errors import ConfigurationError
 from models.ids import new_id
 from models.pauses import keep_pauses_short
 from models.process import SELECT_BACKLOG, SELECT_LIVE
+from models.session import require_session
 from models.telemetry import configure_logging
 from models.wakeups import DUE, ROOM, Wakeups
 from workers.batchkeeper import BatchKeeper
@@ -218,6 +219,7 @@ def main() -> None:
     settings = RelaySettings()
     try:
         catalog = load_catalog(settings.catalog, settings.optional_llms)
+        require_session(settings.database_url)
     except ConfigurationError as error:
         raise SystemExit(f"headrace: {error}") from error
     relay = Relay(settings, catalog, Publisher(app))

@@ -2,7 +2,7 @@
 
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -35,9 +35,11 @@ SERVERS: Mapping[str, type[EmbeddedServer]] = {
     "HEADRACE_DATABASE_URL": EmbeddedPostgres,
     "HEADRACE_REDIS_URL": EmbeddedValkey,
 }
-# A worker finishes what it can in its own drain time; the leases of the jobs that it cuts off expire, and
-# they run again. The quit is for one that hangs.
-WORKER_STOP = (StopStep(signal.SIGTERM, 30.0), StopStep(signal.SIGQUIT, 5.0))
+DRAIN_S = 5.0
+"""The default of a worker's own setting HEADRACE_DRAIN_S."""
+
+AFTER_DRAIN_S = 25.0
+"""What a worker may take beyond its drain time: it reports what was cut off, and frees its models."""
 
 # Celery's warning about root, which is for workers that unpickle what they are sent, is no news to who started this
 # as root.
@@ -259,8 +261,18 @@ def _worker(pool: Pool, catalog: Catalog, env: Environment) -> ProcessSpec:
             *("--without-gossip", "--without-mingle", "--heartbeat-interval", "30", "--loglevel", "warning"),
         ),
         env={**WORKER_ENV, **env},
-        stop=WORKER_STOP,
+        stop=_worker_stop(env),
     )
+
+
+def _worker_stop(env: Environment) -> Sequence[StopStep]:
+    """A worker finishes what it can in its own drain time; the leases of the jobs that it cuts off expire, and they
+    run again. The quit is for one that hangs."""
+    try:
+        drain_s = float(env.get("HEADRACE_DRAIN_S") or DRAIN_S)
+    except ValueError:
+        drain_s = DRAIN_S  # the worker names the mistake itself
+    return (StopStep(signal.SIGTERM, drain_s + AFTER_DRAIN_S), StopStep(signal.SIGQUIT, 5.0))
 
 
 def _flower(port: int, env: Environment) -> ProcessSpec:

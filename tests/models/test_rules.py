@@ -57,7 +57,8 @@ def test_the_shipped_catalogue_loads() -> None:
 def test_pools_know_their_queues_and_concurrency(catalog_file: Path) -> None:
     catalog = load_catalog(catalog_file)
     assert catalog.queues_of_pool("cpu") == ["small"]
-    assert {name: pool.concurrency for name, pool in catalog.pools_in_use.items()} == {"cpu": 2, "remote": 4}
+    assert {name: pool.concurrency for name, pool in catalog.pools_in_use.items()} == {"cpu": 2, "remote": 200}
+    assert catalog.concurrency_of(["small", "elsewhere"]) == 2
 
 
 @pytest.mark.parametrize(
