@@ -63,7 +63,7 @@ class Hammer:
         """Claim, report in any order, give some back; each worker as several groups at a time."""
         exchange = self.random.choice(self.exchanges)
         found = await asyncio.gather(*(exchange.claim(job_id, is_row=False) for job_id in self.some(40)))
-        claims = [claim for claim in found if claim is not None]
+        claims = [claim for claim in found if isinstance(claim, Claim)]
         self.random.shuffle(claims)
         await asyncio.sleep(self.random.random() / 20)
         given_back = [claim.attempt_id for claim in claims[1:4]]
@@ -141,7 +141,7 @@ def test_no_deadlock_whatever_happens_to_the_same_jobs_at_once(
             await fetch_all(engine, REGISTER, {"id": lease.id, **identity})
             exchanges.append(Exchange(engine, wakeups, catalog, lease))
             rescuers.append(
-                Rescuer(engine, wakeups, lease_s=600, max_deliveries=1000, writer=new_id(), catalog=catalog)
+                Rescuer(engine, wakeups, max_deliveries=1000, local_queues=(), writer=new_id(), catalog=catalog)
             )
         hammer = Hammer(engine, exchanges, rescuers, jobs)
         until = monotonic() + SECONDS

@@ -93,11 +93,11 @@ def with_ground(
         await fetch_all(engine, REGISTER, {"id": lease.id, **identity})
         exchange = Exchange(engine, wakeups, catalog_of({"echo": {}}), lease)
         rescuer = Rescuer(
-            engine, wakeups, lease_s=600, max_deliveries=3, writer=new_id(), catalog=catalog_of(llms or {"echo": {}})
+            engine, wakeups, max_deliveries=3, local_queues=(), writer=new_id(), catalog=catalog_of(llms or {"echo": {}})
         )
         await put_budget_by_hand(engine, database, limit)
         claim = await exchange.claim(await reserve(engine, database), is_row=False)
-        assert claim is not None
+        assert isinstance(claim, Claim)
         await act(Ground(database, engine, exchange, rescuer, claim))
         await wakeups.close()
         await engine.dispose()

@@ -67,8 +67,8 @@ def with_exchange(
 
 async def claimed(exchange: Exchange, job_ids: Sequence[UUID]) -> list[Claim]:
     claims = await asyncio.gather(*(exchange.claim(job_id, is_row=False) for job_id in job_ids))
-    assert None not in claims
-    return [claim for claim in claims if claim is not None]
+    assert all(isinstance(claim, Claim) for claim in claims)
+    return [claim for claim in claims if isinstance(claim, Claim)]
 
 
 def answered(
