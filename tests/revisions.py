@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+import pytest
+
 from tests.stack import ROOT
 
 PREVIOUS = "f92fb828f18038914a89f98ce36dede1e765415b"
@@ -40,6 +42,14 @@ def commit_of(revision: str) -> str:
         hint = "; this clone is shallow: git fetch --unshallow brings the others" if shallow else ""
         raise RevisionError(f"there is no revision {revision} in {ROOT}{hint}")
     return done.stdout.decode().strip()
+
+
+def skip_without(revision: str) -> None:
+    """Skip the test, and say why, where the clone does not have a revision."""
+    try:
+        commit_of(revision)
+    except RevisionError as error:
+        pytest.skip(str(error))
 
 
 @contextmanager

@@ -180,11 +180,10 @@ class Database:
 class Stack:
     """Starts Headrace's processes against given servers; ends every one of them on exit. ``root`` has their code."""
 
-    def __init__(
-        self, database_url: str, redis_url: str, directory: Path, *, root: Path = ROOT, **settings: str
-    ) -> None:
+    root = ROOT
+
+    def __init__(self, database_url: str, redis_url: str, directory: Path, **settings: str) -> None:
         self.directory = directory
-        self.root = root
         self.settings = {
             "HEADRACE_DATABASE_URL": database_url,
             "HEADRACE_REDIS_URL": redis_url,

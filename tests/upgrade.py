@@ -131,10 +131,11 @@ def upgrade(
     database_url, redis_url = urls
     api_key = _provision(old_root, database_url, directory)
     with (
-        Stack(database_url, redis_url, directory / "old", root=old_root) as old,
+        Stack(database_url, redis_url, directory / "old") as old,
         Stack(database_url, redis_url, directory / "new") as new,
         Database(database_url) as database,
     ):
+        old.root = old_root
         for stack in (old, new):
             stack.directory.mkdir()
             stack.catalog({"echo": {"mock": {"latency_s": 0.02}}})
