@@ -225,6 +225,8 @@ def _decimals(low: Bound, high: Bound | None, places: int) -> Expression | None:
     """The decimal numbers between two natural bounds."""
     if high is not None and (high.value < low.value or (high.value == low.value and (low.open or high.open))):
         return None
+    largest = low.value if high is None else max(low.value, high.value)
+    places = min(places, max(0, MAX_DIGITS - len(str(largest))))  # more would be rounded, perhaps to a bound
     zeros = optional(concat(Text("."), repeat(Text("0"), 1, places))) if places else EMPTY
     fraction = optional(concat(Text("."), repeat(DIGIT, 1, places))) if places else EMPTY
     if high is not None and high.value == low.value:

@@ -97,7 +97,7 @@ class Limits:
     patterns: bool
 
 
-USUAL = Limits(elements=100_000, depth=40, values=8_000, repetitions=1_500, alternatives=256, patterns=True)
+USUAL = Limits(elements=250_000, depth=40, values=8_000, repetitions=1_500, alternatives=256, patterns=True)
 LOOSE = Limits(elements=20_000, depth=16, values=200, repetitions=50, alternatives=32, patterns=False)
 SHAPE = Limits(elements=5_000, depth=3, values=50, repetitions=5, alternatives=8, patterns=False)
 
@@ -278,7 +278,8 @@ class _Conversion:
             return True
         seen: set[str] = set()
         for schema in resolved:
-            types = {"number" if kind == "integer" else kind for kind in _types_of(schema) or _TYPES}
+            named = _types_of(schema) if "type" in schema or _constants(schema) else None
+            types = {"number" if kind == "integer" else kind for kind in named or _TYPES}
             if types & seen:
                 break
             seen |= types
@@ -449,6 +450,7 @@ class _Conversion:
         asked = set(required)
         declared = {name: member for name, member in table.items() if member is not False or name in asked}
         for name in required:
+            self._exact &= name in declared or others is not False
             declared.setdefault(name, others if isinstance(others, dict) else True)
         self._count_properties(schema, declared, asked, others)
         properties = [

@@ -67,9 +67,8 @@ def _table(schema: Mapping[str, Any], key: str) -> Schema:
 def _types(one: Any, other: Any) -> list[Any]:
     first, second = _listed(one), _listed(other)
     shared = [kind for kind in first if kind in second]
-    if "integer" not in shared and "integer" in (*first, *second) and "number" in (*first, *second):
-        shared.append("integer")
-    return shared
+    mixed = ("integer" in first and "number" in second) or ("number" in first and "integer" in second)
+    return [*shared, "integer"] if mixed and "integer" not in shared else shared
 
 
 def _listed(value: Any) -> list[Any]:
