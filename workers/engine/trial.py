@@ -168,8 +168,10 @@ def _on_a_small_stack(answer: Callable[[bytes], bytes]) -> Callable[[bytes], byt
 
 def main() -> None:
     """Serve until standard input ends."""
-    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES,) * 2)
+    sizes = Path("/proc/self/statm")
+    if sizes.exists():
+        used = int(sizes.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(_NICENESS)
     threading.stack_size(_STACK_BYTES)

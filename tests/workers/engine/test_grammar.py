@@ -308,6 +308,18 @@ def test_joined_schemas_are_as_strict_as_each() -> None:
     assert not takes(grammar.text, '{"name": "Eve"}')
 
 
+def test_items_and_first_items_of_joined_schemas_hold_side_by_side() -> None:
+    first = {"type": "array", "prefixItems": [{"type": "integer"}, True], "minItems": 2}
+    schema = {"allOf": [first, {"type": "array", "items": {"maxLength": 2, "type": ["string", "integer"]}}]}
+    grammar = convert_schema(schema)
+    assert grammar is not None
+    assert grammar.exact
+    assert takes(grammar.text, '[1, "ab", 3]')
+    assert not takes(grammar.text, '[1, "abc"]')
+    assert not takes(grammar.text, '["a", "b"]')
+    assert not takes(grammar.text, "[1, null]")
+
+
 @pytest.mark.parametrize("text", ["{}", '{"a": [1, {"b": null}]}', '{\n  "a": 1,\n  "b": true\n}'])
 def test_any_object_is_an_object_of_anything(text: str) -> None:
     assert takes(object_grammar().text, text)
