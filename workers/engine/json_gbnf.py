@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from workers.engine.gbnf import (
     EMPTY,
-    MAX_REPETITIONS,
     Chars,
     Expression,
     Range,
@@ -150,11 +149,6 @@ def in_brackets(opening: str, inner: Expression, closing: str) -> Expression:
 def pair(key: Expression, value: Expression) -> Expression:
     """A key, with its quotes, and its value."""
     return concat(key, Text(":"), SPACE, value)
-
-
-def bounded(times: int | None) -> int | None:
-    """An upper bound that llama.cpp takes; None, without one, for what is larger."""
-    return None if times is None or times > MAX_REPETITIONS else times
 
 
 def _any(rules: Rules, depth: int, kind: str) -> Ref:

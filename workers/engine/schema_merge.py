@@ -111,7 +111,9 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _union(one: Any, other: Any) -> Any:
-    return list(dict.fromkeys([*one, *other])) if isinstance(one, list) and isinstance(other, list) else one
+    if not isinstance(one, list) or not isinstance(other, list):
+        return one
+    return list(dict.fromkeys(name for name in (*one, *other) if isinstance(name, str)))
 
 
 def _extreme(choose: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
