@@ -135,7 +135,7 @@ def hostile_job(number: int) -> Json:
     """A job that is meant to hurt: mostly by its schema, else by its prompt."""
     dice = Random(number)
     if number % 10 == 9:
-        prompts = (MARKS * 20, "( " * 900, "\ufdd0" + "<|im_" * 300, "a" * 5000, "😀" * 400)
+        prompts = (MARKS * 5, "( " * 150, "\ufdd0" + "<|im_" * 50, "a" * 600, "😀" * 60)
         return {"prompt": f"{number} {dice.choice(prompts)}", "max_tokens": POISON_TOKENS}
     make = next(islice(cycle(SCHEMAS), number % len(SCHEMAS), None))
     return structured(f"Answer {number}.", make(dice))

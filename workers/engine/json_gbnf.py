@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from workers.engine.gbnf import (
     EMPTY,
-    MAX_REPETITIONS,
     Chars,
     Expression,
     Range,
@@ -152,11 +151,6 @@ def pair(key: Expression, value: Expression) -> Expression:
     return concat(key, Text(":"), SPACE, value)
 
 
-def bounded(times: int | None) -> int | None:
-    """An upper bound that llama.cpp takes; None, without one, for what is larger."""
-    return None if times is None or times > MAX_REPETITIONS else times
-
-
 def _any(rules: Rules, depth: int, kind: str) -> Ref:
     name = f"{kind}-{depth}"
     if name in rules.rules:
@@ -225,6 +219,8 @@ def _decimals(low: Bound, high: Bound | None, places: int) -> Expression | None:
     """The decimal numbers between two natural bounds."""
     if high is not None and (high.value < low.value or (high.value == low.value and (low.open or high.open))):
         return None
+    largest = low.value if high is None else max(low.value, high.value)
+    places = min(places, max(0, MAX_DIGITS - len(str(largest))))  # more would be rounded, perhaps to a bound
     zeros = optional(concat(Text("."), repeat(Text("0"), 1, places))) if places else EMPTY
     fraction = optional(concat(Text("."), repeat(DIGIT, 1, places))) if places else EMPTY
     if high is not None and high.value == low.value:

@@ -11,7 +11,7 @@ such a value, before anything is written, would have no end and is loosened.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -43,18 +43,12 @@ from workers.engine.json_gbnf import (
     string,
 )
 from workers.engine.pattern import convert_pattern
-from workers.engine.schema_merge import ANNOTATIONS, Schema, merge_keywords, same
+from workers.engine.schema_merge import ANNOTATIONS, Schema, first_and_rest, merge_keywords, same
 from workers.engine.schema_objects import Property, object_with, other_names
 from workers.engine.schema_scalars import count_of, enumerated, number_of, string_of
+from workers.engine.schema_types import KEYWORDS_OF, TYPES, constants, is_of_type, types_of
 
-_OBJECT = frozenset({"properties", "required", "additionalProperties", "patternProperties", "propertyNames"})
-_OBJECT |= {"minProperties", "maxProperties"}
-_ARRAY = frozenset({"items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains"})
-_STRING = frozenset({"minLength", "maxLength", "pattern", "format"})
-_NUMBER = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
-_KEYWORDS_OF = {"object": _OBJECT, "array": _ARRAY, "string": _STRING, "number": _NUMBER}
-_TYPES = ("null", "boolean", "integer", "number", "string", "object", "array")
-_CONVERTED = frozenset({"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf"}).union(*_KEYWORDS_OF.values())
+_CONVERTED = frozenset({"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf"}).union(*KEYWORDS_OF.values())
 _LEFT_TO_THE_CHECK = frozenset(
     {
         *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
@@ -97,7 +91,7 @@ class Limits:
     patterns: bool
 
 
-USUAL = Limits(elements=100_000, depth=40, values=8_000, repetitions=1_500, alternatives=256, patterns=True)
+USUAL = Limits(elements=250_000, depth=40, values=8_000, repetitions=1_500, alternatives=256, patterns=True)
 LOOSE = Limits(elements=20_000, depth=16, values=200, repetitions=50, alternatives=32, patterns=False)
 SHAPE = Limits(elements=5_000, depth=3, values=50, repetitions=5, alternatives=8, patterns=False)
 
@@ -278,7 +272,8 @@ class _Conversion:
             return True
         seen: set[str] = set()
         for schema in resolved:
-            types = {"number" if kind == "integer" else kind for kind in _types_of(schema) or _TYPES}
+            named = types_of(schema) if "type" in schema or constants(schema) else None
+            types = {"number" if kind == "integer" else kind for kind in named or TYPES}
             if types & seen:
                 break
             seen |= types
@@ -290,16 +285,16 @@ class _Conversion:
         """Whether one required property has a constant of its own in each."""
         first = schemas[0].get("properties")
         for name in first if isinstance(first, dict) else ():
-            constants: list[Any] = []
+            seen: list[Any] = []
             for schema in schemas:
                 properties = schema.get("properties")
                 required = isinstance(schema.get("required"), list) and name in schema["required"]
-                if not required or not isinstance(properties, dict) or _types_of(schema) != ["object"]:
+                if not required or not isinstance(properties, dict) or types_of(schema) != ["object"]:
                     break
-                values = _constants(self._followed(properties.get(name)))
-                if not values or any(same(value, other) for value in values for other in constants):
+                values = constants(self._followed(properties.get(name)))
+                if not values or any(same(value, other) for value in values for other in seen):
                     break
-                constants += values
+                seen += values
             else:
                 return True
         return False
@@ -384,7 +379,7 @@ class _Conversion:
             self._exact = False
         if "enum" in schema or "const" in schema:
             return self._enumerated(schema, depth)
-        types = _types_of(schema)
+        types = types_of(schema)
         if types is None:
             return self._any()
         if not types:
@@ -397,11 +392,11 @@ class _Conversion:
         return not ((key == "uniqueItems" and value is False) or (key.startswith("unevaluated") and value is True))
 
     def _enumerated(self, schema: Schema, depth: int) -> Expression:
-        values = _constants(schema)
-        types = _types_of(schema) if "type" in schema else None
+        values = constants(schema)
+        types = types_of(schema) if "type" in schema else None
         if types is not None:
-            values = [value for value in values if any(_is_of_type(value, kind) for kind in types)]
-        if any(schema.keys() & keywords for keywords in _KEYWORDS_OF.values()):
+            values = [value for value in values if any(is_of_type(value, kind) for kind in types)]
+        if any(schema.keys() & keywords for keywords in KEYWORDS_OF.values()):
             self._exact = False
         expression, exact = enumerated(values, self._rules, self._limits.values)
         self._exact &= exact
@@ -434,7 +429,7 @@ class _Conversion:
         return string_of(schema, self._rules, repetitions=limits.repetitions, patterns=limits.patterns)
 
     def _composite(self, kind: str, schema: Schema, depth: int) -> Expression:
-        bare = not schema.keys() & (_KEYWORDS_OF[kind] | _LEFT_TO_THE_CHECK)
+        bare = not schema.keys() & (KEYWORDS_OF[kind] | _LEFT_TO_THE_CHECK)
         if bare or depth >= self._limits.depth:
             self._exact &= bare
             return any_object(self._rules) if kind == "object" else any_array(self._rules)
@@ -449,6 +444,7 @@ class _Conversion:
         asked = set(required)
         declared = {name: member for name, member in table.items() if member is not False or name in asked}
         for name in required:
+            self._exact &= name in declared or others is not False
             declared.setdefault(name, others if isinstance(others, dict) else True)
         self._count_properties(schema, declared, asked, others)
         properties = [
@@ -519,7 +515,7 @@ class _Conversion:
 
     def _key_of(self, schema: Schema) -> Expression:
         if "enum" in schema or "const" in schema:
-            texts = [value for value in _constants(schema) if isinstance(value, str)]
+            texts = [value for value in constants(schema) if isinstance(value, str)]
             expression, exact = enumerated(texts, self._rules, self._limits.values)
         else:
             expression, exact = self._string(schema)
@@ -537,11 +533,9 @@ class _Conversion:
         return least, most
 
     def _array(self, schema: Schema, depth: int) -> Expression:
-        first, rest = schema.get("prefixItems"), schema.get("items", True)
-        if isinstance(rest, list):  # as until draft 2019-09
-            first, rest = rest, schema.get("additionalItems", True)
+        first, rest = first_and_rest(schema)
         least, most = count_of(schema, "minItems") or 0, count_of(schema, "maxItems")
-        if isinstance(first, list) and first:
+        if first:
             return self._tuple(first, rest, least, most, depth)
         if "contains" in schema:
             least = max(least, 1)
@@ -572,40 +566,3 @@ class _Conversion:
 
 
 _MEANT = _CONVERTED | _LEFT_TO_THE_CHECK | {"additionalItems"}
-
-
-def _types_of(schema: Mapping[str, Any]) -> list[str] | None:
-    """The types that a value may have; where none is named, those of which the schema says something; None for any."""
-    named = schema.get("type")
-    if named is not None:
-        return [kind for kind in (named if isinstance(named, list) else [named]) if kind in _TYPES]
-    values = _constants(schema)
-    if values:
-        return [kind for kind in _TYPES if any(_is_of_type(value, kind) for value in values)]
-    meant = [kind for kind, keywords in _KEYWORDS_OF.items() if schema.keys() & keywords]
-    return meant or None
-
-
-def _constants(schema: Mapping[str, Any]) -> list[Any]:
-    """The values that a schema spells out."""
-    values = schema.get("enum")
-    values = values if isinstance(values, list) else []
-    if "const" not in schema:
-        return values
-    constant = schema["const"]
-    return [constant] if "enum" not in schema or any(same(constant, value) for value in values) else []
-
-
-_PYTHON_TYPES: dict[str, Callable[[Any], bool]] = {
-    "null": lambda value: value is None,
-    "boolean": lambda value: isinstance(value, bool),
-    "integer": lambda value: not isinstance(value, bool) and isinstance(value, int | float) and value == value // 1,
-    "number": lambda value: not isinstance(value, bool) and isinstance(value, int | float),
-    "string": lambda value: isinstance(value, str),
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-}
-
-
-def _is_of_type(value: Any, kind: str) -> bool:
-    return _PYTHON_TYPES[kind](value)

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_MEMBERS = frozenset(
+    {"properties", "additionalProperties", "patternProperties", "items", "prefixItems", "additionalItems"}
+)
+
 ANNOTATIONS = frozenset(
     {
         *("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "nullable"),
         *("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$comment", "$defs", "definitions", "$vocabulary"),
-        *("contentEncoding", "contentMediaType", "contentSchema", "discriminator", "strict", "additionalItems"),
+        *("contentEncoding", "contentMediaType", "contentSchema", "discriminator", "strict"),
     }
 )
 """Keywords that say nothing about a value by themselves."""
@@ -17,10 +21,10 @@ Schema = dict[str, Any]  # Any: the caller's JSON
 
 def merge_keywords(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Schema, bool]:
     """Both schemas' keywords as one schema, and whether that says all that both say."""
-    merged: Schema = dict(one)
+    merged: Schema = {key: value for key, value in one.items() if key not in _MEMBERS}
     complete = True
     for key, value in other.items():
-        if key in ("properties", "additionalProperties", "patternProperties"):
+        if key in _MEMBERS:
             continue
         if key not in merged or merged[key] == value:
             merged[key] = value
@@ -28,7 +32,7 @@ def merge_keywords(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Sc
             merged[key] = _JOINED[key](merged[key], value)
         else:
             complete = False
-    return {**merged, **_members(one, other)}, complete
+    return {**merged, **_members(one, other), **_items(one, other)}, complete
 
 
 def both(one: Any, other: Any) -> Any:  # Any: JSON Schemas
@@ -55,8 +59,28 @@ def _members(one: Mapping[str, Any], other: Mapping[str, Any]) -> Schema:
     if "additionalProperties" in one or "additionalProperties" in other:
         additional = (one.get("additionalProperties", True), other.get("additionalProperties", True))
         merged["additionalProperties"] = both(*additional)
-    patterns = _table(one, "patternProperties") | _table(other, "patternProperties")
+    patterns = _table(one, "patternProperties")
+    for pattern, member in _table(other, "patternProperties").items():
+        patterns = {**patterns, pattern: both(patterns.get(pattern, True), member)}
     return {**merged, "patternProperties": patterns} if patterns else merged
+
+
+def _items(one: Mapping[str, Any], other: Mapping[str, Any]) -> Schema:
+    """What is said of an array's items: without first items of its own, a schema's ``items`` are all of them."""
+    (first, rest), (second, others) = first_and_rest(one), first_and_rest(other)
+    longest = max(len(first), len(second))
+    first += [rest] * (longest - len(first))
+    second += [others] * (longest - len(second))
+    merged: Schema = {"items": both(rest, others)} if "items" in one or "items" in other else {}
+    return {**merged, "prefixItems": [both(*pair) for pair in zip(first, second, strict=True)]} if longest else merged
+
+
+def first_and_rest(schema: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """The schemas of an array's first items, and that of the rest; until draft 2019-09 a list of ``items`` was them."""
+    first, rest = schema.get("prefixItems"), schema.get("items", True)
+    if isinstance(rest, list):
+        return list(rest), schema.get("additionalItems", True)
+    return list(first) if isinstance(first, list) else [], rest
 
 
 def _table(schema: Mapping[str, Any], key: str) -> Schema:
@@ -67,9 +91,8 @@ def _table(schema: Mapping[str, Any], key: str) -> Schema:
 def _types(one: Any, other: Any) -> list[Any]:
     first, second = _listed(one), _listed(other)
     shared = [kind for kind in first if kind in second]
-    if "integer" not in shared and "integer" in (*first, *second) and "number" in (*first, *second):
-        shared.append("integer")
-    return shared
+    mixed = ("integer" in first and "number" in second) or ("number" in first and "integer" in second)
+    return [*shared, "integer"] if mixed and "integer" not in shared else shared
 
 
 def _listed(value: Any) -> list[Any]:
@@ -88,7 +111,9 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _union(one: Any, other: Any) -> Any:
-    return list(dict.fromkeys([*one, *other])) if isinstance(one, list) and isinstance(other, list) else one
+    if not isinstance(one, list) or not isinstance(other, list):
+        return one
+    return list(dict.fromkeys(name for name in (*one, *other) if isinstance(name, str)))
 
 
 def _extreme(choose: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -106,7 +131,6 @@ _JOINED: dict[str, Callable[[Any, Any], Any]] = {
     "type": _types,
     "enum": _shared_values,
     "required": _union,
-    "items": both,
     "propertyNames": both,
     "uniqueItems": lambda one, other: bool(one) or bool(other),
     **{key: _extreme(max) for key in _LEAST},

@@ -23,7 +23,6 @@ from workers.engine.json_gbnf import (
     character_in,
     comma_separated,
     in_brackets,
-    pair,
     string,
     text_in_string,
 )
@@ -42,11 +41,6 @@ class Property:
     name: str
     value: Expression
     required: bool
-
-
-def map_of(key: Expression, value: Expression, least: int, most: int | None) -> Expression:
-    """An object of any keys; ``most`` is not 0."""
-    return in_brackets("{", comma_separated(pair(key, value), least, most), "}")
 
 
 def object_with(properties: Sequence[Property], others: Expression | None, rules: Rules) -> tuple[Expression, bool]:

@@ -22,9 +22,6 @@ from time import thread_time
 from typing import Any
 
 import numpy as np
-
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before the library looks for GPUs: it would reserve their memory here
-
 from llama_cpp import llama_cpp as llama
 
 from workers.child import serve
@@ -168,8 +165,11 @@ def _on_a_small_stack(answer: Callable[[bytes], bytes]) -> Callable[[bytes], byt
 
 def main() -> None:
     """Serve until standard input ends."""
-    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES,) * 2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the library looks for GPUs when it is first used, and reserves memory
+    sizes = Path("/proc/self/statm")
+    if sizes.exists():
+        used = int(sizes.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(_NICENESS)
     threading.stack_size(_STACK_BYTES)

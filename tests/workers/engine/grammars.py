@@ -57,7 +57,7 @@ class Derivations:
         self._dice, self._left = Random(seed), 3000
         try:
             return self._text(Ref(self._root))
-        except OverflowError:
+        except (OverflowError, RecursionError):
             return None
 
     def _text(self, expression: Expression) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.workers.engine.grammars import takes
+from tests.workers.engine.grammars import takes, vocabulary
 from tests.workers.engine.local_models import smollm_path
 from workers.children import Children
 from workers.engine import grammars
 from workers.engine.grammar import json_grammar, object_grammar
 from workers.engine.grammars import Found, Grammars
-from workers.engine.schema_grammar import convert_schema
+from workers.engine.schema_grammar import Grammar, convert_schema
+from workers.engine.trial import Trial
 
 PERSON = {
     "type": "object",
@@ -200,3 +201,28 @@ def test_free_text_has_no_grammar_and_any_object_needs_no_trial() -> None:
         assert wanted == Found(object_grammar().text, exact=True)
 
     run(story)
+
+
+AMBIGUOUS = f"""slow ::= "x" {"x? " * 200} "y"\nx ::= "x"\n"""
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("root ::= (", exact=True),
+        Grammar("root ::= nowhere", exact=True),
+        Grammar("root ::= root", exact=True),
+        Grammar(f"root ::= slow\n{AMBIGUOUS}", exact=True),
+        Grammar(f'root ::= [a-z]* "1" [a-z]* "2" [a-z]* "3" slow\n{AMBIGUOUS}', exact=True, probes=("slow",)),
+        Grammar("root ::= " + " | ".join(f'"{at:05}"' for at in range(5000)), exact=True),
+    ],
+)
+def test_a_grammar_that_is_not_valid_or_slow_does_not_pass(grammar: Grammar) -> None:
+    assert not Trial(vocabulary()).passes(grammar)
+
+
+def test_the_grammars_of_honest_schemas_and_of_any_json_pass() -> None:
+    trial = Trial(vocabulary())
+    person = convert_schema(PERSON)
+    assert person is not None
+    assert all(map(trial.passes, (person, json_grammar(), object_grammar())))

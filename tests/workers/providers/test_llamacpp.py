@@ -13,7 +13,9 @@ from llama_cpp import Llama
 from models.catalog import Catalog, load_catalog
 from models.errors import FailureCode
 from models.sources import resolve_source
+from workers.engine.engine import Engine
 from workers.engine.host import EngineHost, HostOptions
+from workers.engine.sequence import OnText, Ticket, Work
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
 from workers.providers.llamacpp import LlamaCppProvider
 
@@ -127,6 +129,19 @@ def test_answers_keep_to_enumerations_and_bounds_at_a_high_temperature(
         request = replace(ask("Give me a value.", 32, response_format=response_format), temperature=1.5, seed=seed)
         generation, _ = smollm.answer(request)
         assert json.loads(generation.text)["v"] in expected
+
+
+def test_the_tenant_of_a_request_reaches_the_engine(smollm: Smollm, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    submit = Engine.submit
+
+    def note(engine: Engine, work: Work, on_text: OnText | None = None) -> Ticket:
+        seen.append(work.tenant)
+        return submit(engine, work, on_text)
+
+    monkeypatch.setattr(Engine, "submit", note)
+    smollm.answer(replace(ask("Say hello.", 2), tenant="a"))
+    assert seen == ["a"]
 
 
 def test_a_prompt_longer_than_the_context_is_refused(smollm: Smollm) -> None:
