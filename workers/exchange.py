@@ -42,7 +42,7 @@ from workers.lease import Lease
 _RETRY_S = 0.5
 _RETRY_CAP_S = 5.0
 _REFUSED_RETRY_S = 60.0
-_TIMEOUTS = 3
+_TIMEOUTS = 5
 """How often a report may exceed the time limit of a statement before it is held to be the reason."""
 _APART_S = 60.0
 _LANES = 2
