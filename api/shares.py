@@ -78,12 +78,13 @@ class Shares:
 
 
 class Reads:
-    """Reads that may be long, on connections of their own: a tenant has never all of them."""
+    """Reads that may be long, on connections of their own, of which a tenant has half at most: each can keep a
+    processor of Postgres's machine busy."""
 
     def __init__(self, engine: AsyncEngine, connections: int) -> None:
         self._engine = engine
         refusal = "Too many long reads of this tenant are under way; send them one after another."
-        at_once = max(1, connections - 1)
+        at_once = max(1, connections // 2)
         self._shares = Shares(refusal, at_once=at_once, waiting=_READS_WAITING, wait_s=_READ_WAIT_S)
 
     async def read_all(

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -36,6 +36,8 @@ PROCESSES = 3
 PROCESSES_OF_TENANT = 2
 TIME_LIMIT_S = 1800.0
 LOOK_S = 5.0
+MAX_CRASHES = 3
+COMMAND = ("-m", "api.batches.validator")
 _REMEMBERED = 10_000
 
 Unread = Mapping[Any, Any]  # Any: columns of several types
@@ -66,6 +68,7 @@ class Validators:
         self._mine: set[UUID] = set()
         self._running: dict[UUID, tuple[UUID, asyncio.Task[None]]] = {}
         self._ended: TTLCache[UUID, None] = TTLCache(_REMEMBERED, LOOK_S)  # not at once again, should they wait still
+        self._crashes: LRUCache[UUID, int] = LRUCache(_REMEMBERED)
         self._served: OrderedDict[UUID, None] = OrderedDict()
 
     async def take(self, batch_id: UUID, size: int) -> None:
@@ -143,20 +146,19 @@ class Validators:
 
     async def _run(self, batch_id: UUID) -> None:
         order = Order(batch_id=batch_id, settings=self._settings, vitals=dict(self._vitals.llms))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "api.batches.validator", stdin=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(sys.executable, *COMMAND, stdin=asyncio.subprocess.PIPE)
         assert process.stdin is not None
         try:
             process.stdin.write(order.model_dump_json().encode() + b"\n")
             with contextlib.suppress(ConnectionError):
                 await process.stdin.drain()
             async with asyncio.timeout(TIME_LIMIT_S):
-                if code := await process.wait():
-                    log.warning("validator.ended", batch_id=batch_id.hex, code=code)
+                code = await process.wait()
+            if code:
+                await self._crashed(batch_id, code)
         except TimeoutError:
             await self._end(process)
-            await self._refuse(batch_id)
+            await self._refuse(batch_id, "more time")
         finally:
             await self._end(process)
             process.stdin.close()
@@ -166,9 +168,16 @@ class Validators:
             process.kill()
             await process.wait()
 
-    async def _refuse(self, batch_id: UUID) -> None:
-        """End a batch whose file takes too long to read; it would take as long the next time."""
-        log.warning("validator.took_too_long", batch_id=batch_id.hex)
-        message = "The file takes more time to read than is allowed; send it in parts."
+    async def _crashed(self, batch_id: UUID, code: int) -> None:
+        """Have a file read again whose reader died, a few times."""
+        log.warning("validator.ended", batch_id=batch_id.hex, code=code)
+        self._crashes[batch_id] = self._crashes.get(batch_id, 0) + 1
+        if self._crashes[batch_id] >= MAX_CRASHES:
+            await self._refuse(batch_id, "more memory")
+
+    async def _refuse(self, batch_id: UUID, needed: str) -> None:
+        """End a batch whose file cannot be read; it could not be the next time."""
+        log.warning("validator.refused", batch_id=batch_id.hex, needed=needed)
+        message = f"The file takes {needed} to read than is allowed; send it in parts."
         errors = dump_json([error_of("validation_failed", message, "input_file_id", None)])
         await fetch_all(self._engine, REFUSE_BATCH, {"id": batch_id, "errors": errors})

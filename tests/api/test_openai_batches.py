@@ -274,6 +274,21 @@ async def test_the_oldest_unread_file_of_each_tenant_is_offered_with_how_many_of
     await fetch_all(engine, text("DELETE FROM batches WHERE id = ANY(:ids)"), {"ids": list(ids)})
 
 
+async def test_a_file_whose_readers_die_again_and_again_fails_its_batch(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.batches.validators.COMMAND", ("-c", "import os; os.kill(os.getpid(), 9)"))
+    monkeypatch.setattr("api.batches.validators.LOOK_S", 0.2)
+    await create(client, await large(client))
+
+    async def has_failed() -> bool:
+        return await statuses(client) == ["failed"]
+
+    await until(has_failed, 60)
+    (batch,) = (await client.get("/v1/batches")).json()["data"]
+    assert "more memory to read" in batch["errors"]["data"][0]["message"]
+
+
 async def test_a_file_that_takes_too_long_to_read_fails_its_batch(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
