@@ -41,8 +41,8 @@ class JobStatus(StrEnum):
 
 QUEUED = f"status || '' = '{JobStatus.QUEUED}'"
 IN_PROGRESS = f"status || '' = '{JobStatus.IN_PROGRESS}'"
-"""SQL: the status of a job that is found by its id, or among its batch's. With a plain condition PostgreSQL may read
-the index of all queued jobs instead, since it believes that there are few: they come and go between two ANALYZE."""
+"""SQL: the status of a job that is found by its id, or among those of its batch. With a plain condition PostgreSQL may
+read the index of all queued jobs instead: it believes that there are few, since they come and go quickly."""
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}),

@@ -4,15 +4,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
-from models.database import create_engine, fetch_all
-from models.dispatch import SELECT_WAITING, SELECT_WINDOWS, UNDISPATCH_STALE
+from models.attempt import CLAIM
+from models.database import create_engine, dump_json, fetch_all
+from models.dispatch import DISPATCH, SELECT_WAITING, SELECT_WINDOWS, UNDISPATCH_STALE
 from models.ids import new_id
 from models.process import SELECT_BACKLOG
 from tests.stack import Database, Row
-from workers.dispatcher import Dispatcher
+from workers.dispatcher import Dispatcher, dispatch_params
 from workers.publisher import BrokerUnavailable, Message
 from workers.settings import RelaySettings
 from workers.windows import ALWAYS, Windows
@@ -267,6 +269,30 @@ async def test_a_look_costs_what_is_published_and_not_what_waits(database: Datab
     assert await _pages(relay, UNDISPATCH_STALE.text, stale) < 60
     (known,) = await relay.windows.look()
     assert known.published == {database.tenant_id: 5}
+
+
+async def test_jobs_are_found_by_their_ids_beside_a_long_transaction(database: Database, relay: Relay) -> None:
+    """It keeps the index entries of jobs that were queued, while Postgres believes that hardly any are."""
+    database.rows("ALTER TABLE jobs SET (autovacuum_enabled = false)")
+    worker_id = new_id()
+    database.rows(
+        "INSERT INTO processes (id, role, name, lease_expires_at) VALUES (%s, 'worker', 'w', now() + interval '1 h')",
+        worker_id,
+    )
+    with psycopg.connect(database.url.replace("+psycopg", "")) as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT count(*) FROM jobs")
+        _load(database, "queued", 5000, "NULL")
+        relay.end([row["id"] for row in database.rows("SELECT id FROM jobs")])
+        database.rows("ANALYZE jobs")
+        jobs = database.submit(["x"] * 20)
+        (window,) = await relay.windows.look()
+        chosen = dispatch_params("mock", window.rotation.choose(20, {}), 20, rows=False)
+        assert await _pages(relay, DISPATCH.text, chosen) < 1500
+        claims = [{"job_id": job_id, "attempt_id": new_id()} for job_id in jobs]
+        claim = {"rows": dump_json(claims), "worker_id": worker_id, "providers": "{}"}
+        assert await _pages(relay, CLAIM.text, claim) < 1500
+        assert database.count("in_progress") == 20
 
 
 def _load(database: Database, status: str, jobs: int, finished_at: str) -> None:
