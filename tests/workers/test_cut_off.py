@@ -76,6 +76,30 @@ def test_a_worker_that_starts_without_postgres_leaves_messages_with_the_broker(
     database.assert_each_completed_once(20)
 
 
+def test_a_new_connection_to_the_broker_does_not_start_consuming(
+    stack: Stack, database: Database, proxy: Proxy, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker without Postgres loses the broker too, and gets it back first."""
+    stack.catalog({"echo": {}})
+    stack.settings["HEADRACE_DATABASE_URL"] = proxy.url
+    stack.worker()
+    wait_until(lambda: len(processes(database)) == 1)
+    proxy.close()
+    wait_until(lambda: "consuming.stopped" in log_of(stack, "worker"))
+    valkey.kill()
+    valkey.start()
+    ids = [job_id.hex for job_id in database.submit(prompts(5))]
+    with sender(stack, monkeypatch) as app:
+        publisher = Publisher(app)
+        publisher.publish("mock", [Message(ids, rows=False)])
+        wait_until(lambda: log_of(stack, "worker").count("consuming.stopped") == 2)
+        wait_until(lambda: publisher.depth("mock") == 1)
+        proxy.open()
+        database.wait_until_finished()
+        wait_until(lambda: publisher.depth("mock") == 0)
+    database.assert_each_completed_once(5)
+
+
 def test_messages_of_a_worker_told_to_stop_go_back_to_the_broker(
     stack: Stack, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
