@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
 
+
 class DatabaseFailure(StrEnum):
     """What an error of Postgres means for whoever ran the statement; :func:`classify` decides."""
 

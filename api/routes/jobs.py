@@ -109,17 +109,12 @@ async def list_jobs(
     after: str | None = None,
 ) -> Response:
     """List jobs, newest first."""
-    params = {
-        "tenant_id": caller.tenant_id,
-        "status": status.value if status else None,
-        "after": _cursor(after),
-        "limit": limit + 1,
-    }
+    params = {"tenant_id": caller.tenant_id, "after": _cursor(after), "limit": limit + 1}
     if batch_id is None:
-        rows = await read_all(services.engine, LIST_JOBS, params)
+        rows = await read_all(services.engine, LIST_JOBS[status], params)
     else:
         batch = from_wire(BATCH, batch_id)
-        rows = await read_all(services.engine, LIST_BATCH_JOBS, params | {"batch_id": batch}) if batch else []
+        rows = await read_all(services.engine, LIST_BATCH_JOBS[status], params | {"batch_id": batch}) if batch else []
     return json_response(page(rows, limit))
 
 
