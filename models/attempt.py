@@ -168,11 +168,14 @@ before, ``topped_up_usd`` (:class:`workers.exchange.Exchange`).
 """
 
 RESCUE = text(f"""
-    WITH lost AS (
+    WITH orphan AS MATERIALIZED (
+        SELECT j.id FROM jobs j
+        WHERE j.status = 'in_progress' AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
+    ), lost AS (
         SELECT j.id, j.attempt_id FROM jobs j
-        WHERE j.status = 'in_progress'
+        WHERE j.id = ANY(ARRAY(SELECT id FROM orphan ORDER BY id LIMIT :limit)) AND j.status = 'in_progress'
           AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
-        ORDER BY j.id LIMIT :limit
+        ORDER BY j.id
         FOR UPDATE OF j SKIP LOCKED
     ), closed AS (
         UPDATE attempts a SET outcome = 'lost', finished_at = now()

@@ -41,7 +41,7 @@ SELECT_TO_READ = text("""
     SELECT b.id, b.tenant_id, b.api_key_id, b.endpoint, b.name, b.dedupe, b.priority, b.max_parallel,
            b.completion_window, b.end_user, b.team, b.labels, b.input_file_id, b.output_expires_s,
            extract(epoch FROM b.expires_at - b.created_at)::float AS expires_in, f.bytes AS file_bytes
-    FROM batches b LEFT JOIN files f ON f.id = b.input_file_id
+    FROM batches b LEFT JOIN files f ON f.id = b.input_file_id AND f.bytes >= 0
     WHERE b.id = :id AND b.status = 'validating'
 """)
 """A batch whose file is still to be read, with the file's size, null if it is deleted."""

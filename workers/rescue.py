@@ -1,39 +1,28 @@
-"""The rescuer: takes back what dead processes held, ends what is past its time, and folds what was settled into
-the budgets.
+"""The rescuer: takes back what dead processes held.
 
 Several may run at once. Each pass is bounded and repeated until nothing is left.
 """
 
-from time import monotonic
+from collections.abc import Sequence
 from uuid import UUID
 
 import structlog
-from sqlalchemy import TextClause
+from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.attempt import RESCUE
-from models.budget import FOLD, SWEEP_ORPHANS
 from models.database import Params, dump_json, fetch_all
 from models.errors import FailureCode, JobFailure
-from models.event import RAISE_ANOMALIES
-from models.file import SWEEP_FILES
-from models.job import EXPIRE_JOBS
 from models.process import REAP
 from models.wakeups import DUE, FINISHED, Wakeups
 
 BATCH = 500
-EXPIRY_GRACE_S = 60.0
-"""How long a running job may pass its expiry before it is ended over its worker's head."""
-FILES_AT_ONCE = 5
-"""Expired files that are deleted at one pass; each may have a gigabyte."""
-ANOMALY_S = 60.0
-"""Seconds between looks for days that cost more than they should, and for what deleted budgets left behind."""
 
 log = structlog.get_logger()
 
 
 class Rescuer:
-    """Rescues jobs of processes whose lease ran out, expires jobs, and keeps budgets and their events current."""
+    """Rescues jobs of processes whose lease ran out."""
 
     def __init__(
         self,
@@ -43,13 +32,10 @@ class Rescuer:
         lease_s: float,
         max_deliveries: int,
         writer: UUID,
-        anomaly_s: float = ANOMALY_S,
     ) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._lease_s = lease_s
-        self._anomaly_s = anomaly_s
-        self._look_at = 0.0
         expired = JobFailure(FailureCode.EXPIRED, "the job was not finished in its time")
         killer = JobFailure(FailureCode.MAX_DELIVERIES, f"{max_deliveries} workers were lost while they ran this job")
         self._rescue_params: Params = {
@@ -59,37 +45,22 @@ class Rescuer:
             "max_deliveries_error": dump_json(killer.as_wire()),
             "expired_error": dump_json(expired.as_wire()),
         }
-        self._expire_params: Params = {
-            "limit": BATCH,
-            "grace_s": EXPIRY_GRACE_S,
-            "writer": writer,
-            "error": dump_json(expired.as_wire()),
-        }
 
     async def sweep(self) -> None:
-        """One pass over dead processes, their jobs, and expired jobs."""
+        """One pass over dead processes and their jobs."""
         for process in await fetch_all(self._engine, REAP, {"outage_grace_s": self._lease_s / 2}):
             log.warning("process.gone", role=process["role"], name=process["name"])
-        rescued = await self._repeat(RESCUE, self._rescue_params)
+        rescued = 0
+        while rows := await fetch_all(self._engine, RESCUE, self._rescue_params):
+            announce_ended(self._wakeups, rows)
+            rescued += len(rows)
         if rescued:
             log.warning("jobs.rescued", jobs=rescued)
-        await self._repeat(EXPIRE_JOBS, self._expire_params)
-        await fetch_all(self._engine, FOLD)
-        await fetch_all(self._engine, SWEEP_FILES, {"limit": FILES_AT_ONCE})
-        if monotonic() >= self._look_at:
-            self._look_at = monotonic() + self._anomaly_s
-            await fetch_all(self._engine, SWEEP_ORPHANS)
-            await fetch_all(self._engine, RAISE_ANOMALIES)
 
-    async def _repeat(self, statement: TextClause, params: Params) -> int:
-        total = 0
-        while True:
-            rows = await fetch_all(self._engine, statement, params)
-            finished = [row["id"].hex for row in rows if row["status"] != "queued"]
-            if finished:
-                self._wakeups.announce(FINISHED, finished)
-            if rows:
-                self._wakeups.announce(DUE)
-            total += len(rows)
-            if len(rows) < BATCH:
-                return total
+
+def announce_ended(wakeups: Wakeups, rows: Sequence[RowMapping]) -> None:
+    """Tell of jobs (``id``, ``status``) that ended or went back to the queue, and of the room that they leave."""
+    finished = [row["id"].hex for row in rows if row["status"] != "queued"]
+    if finished:
+        wakeups.announce(FINISHED, finished)
+    wakeups.announce(DUE)

@@ -1,4 +1,4 @@
-"""Indexes that list the jobs of a tenant or a batch by status."""
+"""Indexes that list the jobs of a tenant or a batch by status, and the files without a size."""
 
 from migrations.indexes import create_index, drop_index
 
@@ -16,8 +16,10 @@ def upgrade() -> None:
         ["batch_id", "status", "batch_row", "batch_round"],
         where="batch_id IS NOT NULL AND status IN ('failed', 'cancelled', 'expired')",
     )
+    create_index("ix_files_unmeasured", "files", ["batch_id"], where="content <> 'chunks' AND bytes = 0")
 
 
 def downgrade() -> None:
+    drop_index("ix_files_unmeasured", "files")
     drop_index("ix_jobs_batch_status", "jobs")
     drop_index("ix_jobs_tenant_status", "jobs")
