@@ -23,6 +23,7 @@ import models.batch
 import models.budget
 import models.event
 import models.file
+import models.intake
 import models.job
 import models.ledger
 import models.process

@@ -228,7 +228,7 @@ UNFED = text(f"""
     FROM batches b
     CROSS JOIN LATERAL (
         SELECT r.reserved_usd, {_WEIGHT} FROM batch_rows r
-        WHERE r.batch_id = b.id AND r.same_as IS NULL
+        WHERE r.batch_id = b.id AND r.same_as IS NULL AND r.number <= b.total
           AND (r.round > b.round OR r.round = b.round AND r.number >= b.next_row)
     ) u
     WHERE b.id = :id

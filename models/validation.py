@@ -1,7 +1,7 @@
 """Batches whose input file is still to be read (``validating``): who reads one, and what becomes of it.
 
 Whoever reads a batch's file holds a lock that is its connection's: when that process dies, the lock is free and another
-one begins anew, since nothing of the rows is kept before all have been read.
+one starts from the first row: it deletes the rows that were written before (:mod:`models.intake`).
 """
 
 from sqlalchemy import text

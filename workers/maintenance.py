@@ -18,6 +18,7 @@ from models.database import Params, dump_json, fetch_all, fetch_one
 from models.errors import FailureCode, JobFailure
 from models.event import RAISE_ANOMALIES
 from models.file import FORGET_FILE, SELECT_EXPIRED_FILES, SWEEP_FILE
+from models.intake import ABANDON_DEAD_INTAKES, FORGET_INTAKE, SELECT_ABANDONED, SWEEP_ROWS
 from models.job import EXPIRE_JOBS
 from models.usage import MARGIN_S, ROLL_UP, SELECT_CLOSED
 from models.wakeups import Wakeups
@@ -31,6 +32,11 @@ _JOBS_AT_ONCE = 500
 _FILES_AT_ONCE = 20
 _CHUNKS_AT_ONCE = 16
 """Chunks of a file that one statement deletes: 16 MiB."""
+
+_INTAKES_AT_ONCE = 20
+_ROWS_AT_ONCE = 5000
+_SILENT_S = 900.0
+"""How long the writer of a batch's rows may be silent before it counts as dead: longer than an upload may take."""
 
 _SLICE_S = 3600.0
 """Seconds of the ledger that one statement adds up."""
@@ -66,6 +72,7 @@ class Maintenance:
             Duty("expire", interval_s, self.expire),
             Duty("fold", interval_s, self.fold),
             Duty("sweep_files", interval_s, self.sweep_files, _LONG_LIMIT_S),
+            Duty("sweep_intakes", interval_s, self.sweep_intakes, _LONG_LIMIT_S),
             Duty("sweep_orphans", _MINUTE_S, self.sweep_orphans),
             Duty("roll_up", _MINUTE_S, self.roll_up, _LONG_LIMIT_S),
             Duty("anomalies", _MINUTE_S, self.raise_anomalies),
@@ -109,6 +116,15 @@ class Maintenance:
                 except SQLAlchemyError as error:
                     log.warning("file.not_swept", file_id=file["id"].hex, error=str(error).partition("\n")[0])
         self._swept_to = None
+
+    async def sweep_intakes(self) -> None:
+        """Delete the rows of batches that never began, some thousands at a time."""
+        await fetch_all(self._slow_engine, ABANDON_DEAD_INTAKES, {"silent_s": _SILENT_S})
+        for intake in await fetch_all(self._slow_engine, SELECT_ABANDONED, {"limit": _INTAKES_AT_ONCE}):
+            params = {"id": intake["id"], "rows": _ROWS_AT_ONCE}
+            while (swept := await fetch_one(self._slow_engine, SWEEP_ROWS, params)) and swept["rows"]:
+                pass
+            await fetch_all(self._slow_engine, FORGET_INTAKE, {"id": intake["id"]})
 
     async def _expired_files(self) -> Sequence[RowMapping]:
         after_time, after_id = self._swept_to or (None, None)
