@@ -11,7 +11,7 @@ from sqlalchemy import ForeignKey, Index, TextClause, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Usd
-from models.usage import PROGRESS
+from models.usage import ATTEMPTS, OF_ATTEMPT, PROGRESS
 
 
 class LedgerEntry(Base):
@@ -78,20 +78,20 @@ _USED = f"""
         FROM (SELECT DISTINCT job_id FROM entry, span WHERE created_at >= rolled_until) j
         CROSS JOIN LATERAL (
             SELECT l.*, count(*) OVER () AS entries
-            FROM attempts a JOIN ledger_entries l ON l.attempt_id = a.id
+            FROM attempts a JOIN ledger_entries l ON {OF_ATTEMPT}
             WHERE a.job_id = j.job_id AND l.created_at >= :start AND l.created_at < :end OFFSET 0
         ) l
         WHERE l.entries > 1
-    ), used (day, llm, team, end_user, api_key_id, attempts, input_tokens, output_tokens, cost_usd, repeats, job_id)
-    AS (
-        SELECT d.day, d.llm, d.team, d.end_user, d.api_key_id, d.attempts, d.input_tokens, d.output_tokens, d.cost_usd,
-               0, CAST(NULL AS uuid)
+    ), used (day, llm, team, end_user, api_key_id, entries, attempts, input_tokens, output_tokens, cost_usd,
+             repeats, job_id) AS (
+        SELECT d.day, d.llm, d.team, d.end_user, d.api_key_id, d.entries, d.attempts, d.input_tokens, d.output_tokens,
+               d.cost_usd, 0, CAST(NULL AS uuid)
         FROM span JOIN usage_days d ON d.tenant_id = :tenant_id
          AND d.day >= CAST(whole_from AT TIME ZONE 'UTC' AS date) AND d.day < CAST(whole_to AT TIME ZONE 'UTC' AS date)
         UNION ALL
-        SELECT {_ENTRY}, 1, l.input_tokens, l.output_tokens, l.cost_usd, 0, NULL FROM entry l
+        SELECT {_ENTRY}, 1, {ATTEMPTS}, l.input_tokens, l.output_tokens, l.cost_usd, 0, NULL FROM entry l
         UNION ALL
-        SELECT r.day, r.llm, r.team, r.end_user, r.api_key_id, 0, 0, 0, 0, 1, r.job_id FROM repeat r
+        SELECT r.day, r.llm, r.team, r.end_user, r.api_key_id, 0, 0, 0, 0, 0, 1, r.job_id FROM repeat r
     )"""
 """SQL: what a tenant used from ``:start`` to before ``:end``.
 
@@ -111,7 +111,7 @@ def select_usage(groups: Sequence[str]) -> TextClause:
     grouping = f"GROUP BY {numbers} ORDER BY {numbers}" if groups else ""
     return text(f"""
         WITH {_USED}
-        SELECT {columns}coalesce(sum(u.attempts) - sum(u.repeats), 0)::bigint + count(DISTINCT u.job_id) AS jobs,
+        SELECT {columns}coalesce(sum(u.entries) - sum(u.repeats), 0)::bigint + count(DISTINCT u.job_id) AS jobs,
                coalesce(sum(u.attempts), 0)::bigint AS attempts,
                coalesce(sum(u.input_tokens), 0)::bigint AS input_tokens,
                coalesce(sum(u.output_tokens), 0)::bigint AS output_tokens, coalesce(sum(u.cost_usd), 0) AS cost_usd

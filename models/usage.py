@@ -48,6 +48,7 @@ class UsageDay(Base):
     team: Mapped[str | None]
     end_user: Mapped[str | None]
     api_key_id: Mapped[UUID | None]
+    entries: Mapped[int] = mapped_column(BigInteger)
     attempts: Mapped[int] = mapped_column(BigInteger)
     input_tokens: Mapped[int] = mapped_column(BigInteger)
     output_tokens: Mapped[int] = mapped_column(BigInteger)
@@ -102,8 +103,14 @@ SELECT_CLOSED = text("""
 """Before when every entry of the ledger is committed. To be read in a transaction before ROLL_UP's: its snapshot then
 has what these transactions wrote."""
 
+ATTEMPTS = "1"
+"""SQL: how many attempts an entry ``l`` of the ledger stands for."""
+
+OF_ATTEMPT = "l.attempt_id = a.id"
+"""SQL: that an entry ``l`` of the ledger is one of the attempt ``a``."""
+
 _GROUP = "tenant_id, day, llm, team, end_user, api_key_id"
-_SUMS = ("attempts", "input_tokens", "output_tokens", "cost_usd")
+_SUMS = ("entries", "attempts", "input_tokens", "output_tokens", "cost_usd")
 
 # Each tenant's entries are looked up by themselves (OFFSET 0): a join planned as a whole could read the whole ledger.
 ROLL_UP = text(f"""
@@ -123,8 +130,8 @@ ROLL_UP = text(f"""
     ), entry AS MATERIALIZED (
         SELECT e.*, CAST(e.created_at AT TIME ZONE 'UTC' AS date) AS day
         FROM slice s CROSS JOIN tenants t CROSS JOIN LATERAL (
-            SELECT l.tenant_id, l.created_at, l.job_id, l.llm, l.team, l.end_user, l.api_key_id, 1 AS attempts,
-                   l.input_tokens, l.output_tokens, l.cost_usd
+            SELECT l.tenant_id, l.created_at, l.job_id, l.llm, l.team, l.end_user, l.api_key_id, 1 AS entries,
+                   {ATTEMPTS} AS attempts, l.input_tokens, l.output_tokens, l.cost_usd
             FROM ledger_entries l
             WHERE l.tenant_id = t.id AND l.created_at >= s.since AND l.created_at < s.until OFFSET 0
         ) e
@@ -140,7 +147,7 @@ ROLL_UP = text(f"""
         SELECT o.*, count(*) OVER (PARTITION BY o.job_id) AS entries
         FROM slice s CROSS JOIN (SELECT DISTINCT job_id FROM entry) j CROSS JOIN LATERAL (
             SELECT l.attempt_id, l.created_at, l.job_id, l.tenant_id, l.llm, l.team, l.end_user, l.api_key_id
-            FROM attempts a JOIN ledger_entries l ON l.attempt_id = a.id
+            FROM attempts a JOIN ledger_entries l ON {OF_ATTEMPT}
             WHERE a.job_id = j.job_id AND l.created_at < s.until OFFSET 0
         ) o
     ), repeated AS (

@@ -21,7 +21,7 @@ from tests.stack import Database
 
 pytestmark = pytest.mark.anyio
 
-GROUPINGS = ([], ["model"], ["day"], ["team", "user"], ["day", "model", "user", "team", "key"])
+GROUPINGS: tuple[list[str], ...] = ([], ["model"], ["day"], ["team", "user"], ["day", "model", "user", "team", "key"])
 PLAIN = {
     "model": "llm",
     "team": "team",
@@ -40,7 +40,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def database(database: Database) -> Database:
     """The database with its tenant, which is made outside of an event loop."""
-    assert database.tenant_id
+    assert database.api_key
     return database
 
 
