@@ -307,8 +307,8 @@ async def measure_statements(stack: Stack, url: str, samples: int, measured: Mea
     await worker.deregister()
     await wakeups.close()
     await engine.dispose()
-    await relay._engine.dispose()
-    await relay._dispatch_engine.dispose()
+    for owned in (relay._engine, relay._slow_engine, relay._dispatch_engine):
+        await owned.dispose()
     kill(process)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from models.batch import ENDED
 from models.batchcontrol import END, LOCK_BATCH, PARK, PAUSE, RESUME, SELECT_LIVE, SET_FILE_SIZE, STOP, TELL, UNPARK
 from models.database import fetch_all, fetch_one, transaction
 from models.file import SELECT_UNMEASURED
@@ -32,6 +33,9 @@ _ASK_AGAIN_S = 60.0
 
 _PATIENCE_S = 5.0
 """How long one look waits for the batches that it moves; a longer step goes on beside the looks that follow."""
+
+_MEASURE_S = 5.0
+"""Seconds between looks for files without a size, where no batch has ended here."""
 
 _STEP_LIMIT_S = 60.0
 _RESUME_LIMIT_S = 600.0
@@ -69,6 +73,7 @@ class BatchKeeper:
         self._steps = asyncio.Semaphore(_STEPS_AT_ONCE)
         self._resumes = asyncio.Semaphore(1)
         self._empty: set[tuple[UUID, int]] = set()
+        self._measure_at = 0.0
 
     def duties(self, interval_s: float) -> Sequence[Duty]:
         """What a relay performs of it."""
@@ -120,6 +125,8 @@ class BatchKeeper:
         else:
             if moved:
                 log.info("batch.moved", batch_id=batch["id"].hex, step=step)
+                if step in ENDED:
+                    self._measure_at = 0.0
 
     async def _change(self, step: str, batch: RowMapping, engine: AsyncEngine) -> bool:
         async with transaction(engine) as connection:
@@ -132,6 +139,9 @@ class BatchKeeper:
 
     async def measure(self) -> None:
         """Tell the files of the batches that ended their sizes; it takes seconds for a million rows."""
+        if monotonic() < self._measure_at:
+            return
+        self._measure_at = monotonic() + _MEASURE_S
         for batch in await fetch_all(self._slow_engine, SELECT_UNMEASURED):
             if (batch["id"], batch["last_round"]) in self._empty:
                 continue

@@ -5,8 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.database import classify
+from workers.publisher import BrokerUnavailable
+
+_OUTSIDE_ERRORS = (SQLAlchemyError, OSError, BrokerUnavailable)
+"""What comes from other processes; anything else is a fault of the duty's, and its traceback is logged."""
 
 log = structlog.get_logger()
 
@@ -33,10 +38,11 @@ async def perform_once(duty: Duty) -> None:
     try:
         async with asyncio.timeout(duty.limit_s):
             await duty.perform()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next time may be better
+    except Exception as error:
         log.warning(
             "relay.duty_failed",
             duty=duty.name,
             error=(str(error).splitlines() or [type(error).__name__])[0],
             kind=classify(error) or type(error).__name__,
+            exc_info=not isinstance(error, _OUTSIDE_ERRORS),
         )
