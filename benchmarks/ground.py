@@ -15,7 +15,7 @@ import psycopg
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from models.database import migrate
-from tests.stack import ROOT, Database, Stack
+from tests.stack import Database, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def common_ground(**settings: str) -> Iterator[Ground]:
             url, redis_url = postgres.start(), valkey.start()
             migrate(url)
             settings = {"HEADRACE_LEASE_S": "30", **settings}
-            with Database(url) as database, Stack(url, redis_url, Path(directory), root=ROOT, **settings) as stack:
+            with Database(url) as database, Stack(url, redis_url, Path(directory), **settings) as stack:
                 yield Ground(database, stack, postgres, valkey)
         finally:
             valkey.stop()

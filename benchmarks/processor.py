@@ -43,6 +43,15 @@ def seconds_by_part(supervisor: int) -> Mapping[str, float]:
     return seconds
 
 
+def seconds_of(pid: int) -> float:
+    """Processor seconds so far of a process and of all below it, with those of its children that ended."""
+    processes = _processes()
+    family = {pid}
+    while more := {child for child, process in processes.items() if process.parent in family} - family:
+        family |= more
+    return sum(processes[member].seconds for member in family if member in processes)
+
+
 def _processes() -> dict[int, _Process]:
     found = {}
     for path in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,8 @@
-"""${message}"""
+"""${message}
+
+Expand, then contract (see migrations/env.py): add only; indexes by migrations.indexes.create_index, in a revision of
+their own.
+"""
 
 import sqlalchemy as sa
 from alembic import op

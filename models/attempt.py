@@ -19,9 +19,9 @@ from models.batch import COUNT, count_ended
 from models.budget import MOVED
 from models.errors import FailureCode
 from models.job import IS_BOOKED
-from models.ledger import entry_id
 from models.lifecycle import IN_PROGRESS, QUEUED
 from models.storable import MAX_INT
+from models.usage import entry_id
 
 
 class Attempt(Base):
@@ -232,12 +232,15 @@ before, ``topped_up_usd`` (:class:`workers.exchange.Exchange`).
 """
 
 RESCUE = text(f"""
-    WITH lost AS (
+    WITH orphan AS MATERIALIZED (
+        SELECT j.id FROM jobs j
+        WHERE j.status = 'in_progress' AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
+    ), lost AS (
         SELECT j.id, j.attempt_id FROM jobs j
-        WHERE j.status = 'in_progress'
+        WHERE j.id = ANY(ARRAY(SELECT id FROM orphan ORDER BY id LIMIT :limit)) AND j.status = 'in_progress'
           AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
           AND {IS_BOOKED}
-        ORDER BY j.id LIMIT :limit
+        ORDER BY j.id
         FOR UPDATE OF j SKIP LOCKED
     ), closed AS (
         UPDATE attempts a SET outcome = 'lost', finished_at = now()

@@ -85,7 +85,7 @@ CANCEL_JOBS = text(f"""
 """As ``models.job.CANCEL_JOB``, for all unfinished jobs of a batch."""
 
 SELECT_LIVE = text(f"""
-    SELECT b.id, b.status, b.pause_reason, b.last_round, b.expires_at <= now() AS late,
+    SELECT b.id, b.tenant_id, b.status, b.pause_reason, b.last_round, b.expires_at <= now() AS late,
            b.next_row > b.total AND b.round = b.last_round AS fed, n.unpaid, b.total - n.ended AS rest,
            b.status IN ('cancelling', 'finalizing')
            AND EXISTS (SELECT FROM jobs WHERE batch_id = b.id AND batch_id IS NOT NULL
@@ -135,6 +135,8 @@ END = text(f"""
         WHERE CASE f.content WHEN 'batch_output' THEN b.output_file_id IS NULL AND n.completed > 0
                              ELSE b.error_file_id IS NULL AND n.completed < b.total END
         RETURNING id, content
+    ), outdated AS (
+        UPDATE files SET bytes = 0 FROM b WHERE files.id IN (b.output_file_id, b.error_file_id) AND bytes > 0
     ), told AS (
         INSERT INTO events (id, tenant_id, type, payload, once_key)
         SELECT gen_random_uuid(), b.tenant_id, 'batch.' || :status,
@@ -157,10 +159,15 @@ END = text(f"""
     RETURNING batches.id, batches.output_file_id, batches.error_file_id
 """)
 """End a batch none of whose jobs is unfinished: rows that never ran are counted with ``status``, what is reserved is
-given back, its files are there and an event tells of it."""
+given back, its files are there, with sizes to be measured, and an event tells of it."""
 
-SET_FILE_SIZE = text("UPDATE files SET bytes = :bytes WHERE batch_id = :batch_id AND content = :content")
-"""The size of a batch's output or error file as it is now."""
+SET_FILE_SIZE = text("""
+    UPDATE files SET bytes = :bytes
+    FROM batches b
+    WHERE files.batch_id = :batch_id AND files.content = :content AND files.bytes >= 0
+      AND b.id = :batch_id AND b.last_round = :last_round AND b.status IN ('completed', 'expired', 'cancelled')
+""")
+"""The size of a batch's output or error file, unless the batch has run again since it was measured."""
 
 TELL = text("""
     INSERT INTO events (id, tenant_id, type, payload)
@@ -174,14 +181,14 @@ TELL = text("""
 _WEIGHT = """CASE WHEN b.dedupe THEN 1 + (SELECT count(*) FROM batch_rows c WHERE c.batch_id = b.id
                          AND c.same_as IS NOT NULL AND c.same_as = r.number) ELSE 1 END AS weight"""
 
-MARK = text(f"""
-    WITH b AS MATERIALIZED (
+_TO_RUN_AGAIN = """
+    b AS MATERIALIZED (
         SELECT * FROM batches WHERE id = :id
     ), ran AS (
         SELECT r.number, j.status, coalesce(j.error ->> 'code', '') = 'budget_exceeded' AS unpaid
         FROM b JOIN jobs j ON j.batch_id = b.id AND j.batch_id IS NOT NULL AND j.finished_at IS NOT NULL
              JOIN batch_rows r ON r.batch_id = b.id AND r.number = j.batch_row AND r.round = j.batch_round
-        WHERE j.status = ANY(CAST(:statuses AS text[]))
+        WHERE j.status = ANY(CAST(:statuses AS text[])) AND j.status IN ('failed', 'cancelled', 'expired')
           AND (NOT :unpaid OR j.error ->> 'code' = 'budget_exceeded')
     ), left_behind AS (
         SELECT r.number, b.endings[r.round + 1] AS status, false AS unpaid
@@ -191,15 +198,33 @@ MARK = text(f"""
           AND b.endings[r.round + 1] = ANY(CAST(:statuses AS text[]))
           AND NOT EXISTS (SELECT FROM jobs j WHERE j.batch_id = b.id AND j.batch_id IS NOT NULL
                           AND j.batch_row = r.number AND j.batch_round = r.round)
-    ), marked AS (
+    ), again AS (
+        SELECT * FROM ran UNION ALL SELECT * FROM left_behind
+    )"""
+"""SQL: the rows that ended with one of ``statuses``; with ``unpaid``, only those whose budget was short."""
+
+_SUM_OF = """
+    SELECT status, coalesce(sum(weight), 0) AS rows, coalesce(sum(weight) FILTER (WHERE unpaid), 0) AS unpaid,
+           coalesce(sum(reserved_usd), 0) AS reserved_usd
+    FROM {source} GROUP BY status"""
+
+SUM_MARKED = text(f"""
+    WITH {_TO_RUN_AGAIN}, found AS (
+        SELECT r.reserved_usd, again.status, again.unpaid, {_WEIGHT}
+        FROM b, again JOIN batch_rows r ON r.batch_id = :id AND r.number = again.number
+    )
+    {_SUM_OF.format(source="found")}
+""")
+"""What MARK would mark, and what it would reserve; nothing is written."""
+
+MARK = text(f"""
+    WITH {_TO_RUN_AGAIN}, marked AS (
         UPDATE batch_rows r SET round = b.last_round + 1
-        FROM b, (SELECT * FROM ran UNION ALL SELECT * FROM left_behind) again
+        FROM b, again
         WHERE r.batch_id = b.id AND r.number = again.number
         RETURNING r.reserved_usd, again.status, again.unpaid, {_WEIGHT}
     )
-    SELECT status, coalesce(sum(weight), 0) AS rows, coalesce(sum(weight) FILTER (WHERE unpaid), 0) AS unpaid,
-           coalesce(sum(reserved_usd), 0) AS reserved_usd
-    FROM marked GROUP BY status
+    {_SUM_OF.format(source="marked")}
 """)
 """Give the rows that ended with one of ``statuses`` (with ``unpaid``: only those whose budget was short) the batch's
 next round; how many rows that makes, with those that share their answers, and what they reserve."""
@@ -210,7 +235,7 @@ UNFED = text(f"""
     FROM batches b
     CROSS JOIN LATERAL (
         SELECT r.reserved_usd, {_WEIGHT} FROM batch_rows r
-        WHERE r.batch_id = b.id AND r.same_as IS NULL
+        WHERE r.batch_id = b.id AND r.same_as IS NULL AND r.number <= b.total
           AND (r.round > b.round OR r.round = b.round AND r.number >= b.next_row)
     ) u
     WHERE b.id = :id

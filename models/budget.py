@@ -15,6 +15,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Numeri
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Cost, PrimaryId, Usd, usd_text
+from models.usage import PROGRESS
 
 
 class Budget(Base):
@@ -175,17 +176,28 @@ PUT_BUDGET = text("""
 """)
 """Create a budget, or change the limit of the one there is."""
 
+_OF_SUBJECT = """(b.scope = 'team' AND l.team = b.subject OR b.scope = 'user' AND l.end_user = b.subject
+                   OR b.scope = 'key' AND l.api_key_id = (SELECT k.id FROM api_keys k WHERE k.lookup = b.subject))"""
+_FIRST_DAY = f"CAST({PERIOD_START} AT TIME ZONE 'UTC' AS date)"
+
 PUT_PERIOD = text(f"""
+    WITH {PROGRESS}
     INSERT INTO budget_periods (budget_id, period_start, limit_usd, spent_usd)
     SELECT b.id, {PERIOD_START}, b.limit_usd,
            CASE WHEN :created THEN
-               (SELECT coalesce(sum(l.cost_usd), 0) FROM ledger_entries l
-                WHERE l.tenant_id = b.tenant_id AND l.created_at >= {PERIOD_START}
-                  AND (b.scope = 'tenant' OR b.scope = 'team' AND l.team = b.subject
-                       OR b.scope = 'user' AND l.end_user = b.subject
-                       OR b.scope = 'key' AND l.api_key_id = (SELECT k.id FROM api_keys k WHERE k.lookup = b.subject)))
+               (SELECT coalesce(sum(s.cost_usd), 0) FROM (
+                    SELECT l.cost_usd FROM spend_days l
+                    WHERE b.scope = 'tenant' AND l.tenant_id = b.tenant_id AND l.day >= {_FIRST_DAY}
+                    UNION ALL
+                    SELECT l.cost_usd FROM usage_days l
+                    WHERE {_OF_SUBJECT} AND l.tenant_id = b.tenant_id AND l.day >= {_FIRST_DAY}
+                    UNION ALL
+                    SELECT l.cost_usd FROM ledger_entries l
+                    WHERE l.tenant_id = b.tenant_id AND l.created_at >= greatest({PERIOD_START}, progress.rolled_until)
+                      AND (b.scope = 'tenant' OR {_OF_SUBJECT})
+                ) s)
            ELSE 0 END
-    FROM budgets b WHERE b.id = :id
+    FROM progress, budgets b WHERE b.id = :id
     ON CONFLICT (budget_id, period_start) DO UPDATE SET limit_usd = excluded.limit_usd
     RETURNING id
 """)

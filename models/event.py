@@ -22,6 +22,7 @@ from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Json, PrimaryId, usd_text
+from models.usage import PROGRESS
 
 
 class Event(Base):
@@ -44,15 +45,19 @@ RECORD_PLATFORM_EVENT = text("""
 """)
 """Record an event of the platform's own; the id keeps it from being recorded twice."""
 
+_TODAY = "date_trunc('day', now(), 'UTC')"
+
 RAISE_ANOMALIES = text(f"""
-    WITH spent_today AS (
-        SELECT t.id AS tenant_id, s.spent
-        FROM tenants t, LATERAL (
+    WITH {PROGRESS}, spent_today AS (
+        SELECT t.id AS tenant_id, coalesce(d.cost_usd, 0) + coalesce(s.spent, 0) AS spent, p.rolled_until
+        FROM progress p
+        CROSS JOIN tenants t
+        LEFT JOIN spend_days d ON d.tenant_id = t.id AND d.day = CAST(now() AT TIME ZONE 'UTC' AS date)
+        CROSS JOIN LATERAL (
             SELECT sum(cost_usd) AS spent FROM ledger_entries l
-            WHERE l.tenant_id = t.id AND l.created_at >= date_trunc('day', now(), 'UTC')) s
-        WHERE s.spent > 0
-          AND EXISTS (SELECT FROM ledger_entries l WHERE l.tenant_id = t.id
-                      AND l.created_at < date_trunc('day', now(), 'UTC') - interval '6 days')
+            WHERE l.tenant_id = t.id AND l.created_at >= greatest({_TODAY}, p.rolled_until)) s
+        WHERE coalesce(d.cost_usd, 0) + coalesce(s.spent, 0) > 0
+          AND (SELECT min(l.created_at) FROM ledger_entries l WHERE l.tenant_id = t.id) < {_TODAY} - interval '6 days'
           AND NOT EXISTS (SELECT FROM events e WHERE e.once_key =
                           'spend.anomaly:' || t.id || ':' || to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD'))
     )
@@ -62,12 +67,19 @@ RAISE_ANOMALIES = text(f"""
                'spent_usd', {usd_text("d.spent")}, 'daily_average_usd', round(b.average, 6)::text),
            'spend.anomaly:' || d.tenant_id || ':' || to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
     FROM spent_today d, LATERAL (
-        SELECT coalesce(sum(cost_usd), 0) / 7 AS average FROM ledger_entries l
-        WHERE l.tenant_id = d.tenant_id AND l.created_at < date_trunc('day', now(), 'UTC')
-          AND l.created_at >= date_trunc('day', now(), 'UTC') - interval '7 days') b
+        SELECT coalesce(sum(w.cost_usd), 0) / 7 AS average
+        FROM (
+            SELECT a.cost_usd FROM spend_days a
+            WHERE a.tenant_id = d.tenant_id AND a.day < CAST(now() AT TIME ZONE 'UTC' AS date)
+              AND a.day >= CAST(now() AT TIME ZONE 'UTC' AS date) - 7
+            UNION ALL
+            SELECT l.cost_usd FROM ledger_entries l
+            WHERE l.tenant_id = d.tenant_id AND l.created_at < {_TODAY}
+              AND l.created_at >= greatest({_TODAY} - interval '7 days', d.rolled_until)
+        ) w) b
     WHERE d.spent > 2 * b.average AND b.average > 0
     ON CONFLICT (once_key) DO NOTHING
     RETURNING tenant_id
 """)
 """Raise ``spend.anomaly`` for every tenant whose day is out of proportion; days are UTC, and a tenant without a
-week of history has no average to exceed."""
+week of history has no average to exceed. Sums are those of ``spend_days`` and of what is not added up there yet."""

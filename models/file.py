@@ -16,7 +16,9 @@ class File(Base):
     from the batch's rows when it is read; ``bytes`` is then its size when the batch ended.
 
     ``bytes`` is -1 while a file is being uploaded; nobody sees it then, and ``expires_at`` is an hour after its
-    latest chunk, so that what a dead process leaves is swept away.
+    latest chunk, so that what a dead process leaves is swept away. It is -2 while a file is being deleted, a few
+    chunks at a time (:class:`workers.maintenance.Maintenance`). It is 0 for a batch's output whose size nobody has
+    measured yet.
     """
 
     __tablename__ = "files"
@@ -24,6 +26,7 @@ class File(Base):
         CheckConstraint("content IN ('chunks', 'batch_output', 'batch_errors')", name="content_known"),
         Index(None, "tenant_id", "id"),
         Index(None, "expires_at"),
+        Index("ix_files_unmeasured", "batch_id", postgresql_where=text("content <> 'chunks' AND bytes = 0")),
     )
 
     id: Mapped[PrimaryId]
@@ -83,8 +86,8 @@ SELECT_STORED = text("""
 LOCK_STORED = text("SELECT pg_advisory_xact_lock(hashtextextended('headrace.files.' || CAST(:tenant_id AS text), 0))")
 """Let no other file of a tenant be finished before this transaction has ended."""
 
-DROP_UPLOAD = text("DELETE FROM files WHERE id = :id AND bytes = -1")
-"""Forget an upload that was broken off."""
+DROP_UPLOAD = text("UPDATE files SET bytes = -2, expires_at = now() WHERE id = :id AND bytes = -1")
+"""Forget an upload that was broken off; its chunks are swept away."""
 
 SELECT_FILE = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id AND {_THERE}")
 """A tenant's file."""
@@ -100,15 +103,49 @@ LIST_FILES = {
 }
 """A page of a tenant's files, by order; ``after`` is the last id of the page before."""
 
-DELETE_FILE = text("DELETE FROM files WHERE id = :id AND tenant_id = :tenant_id AND bytes >= 0 RETURNING id")
-"""Forget a tenant's file."""
+DELETE_FILE = text("""
+    UPDATE files SET bytes = -2, expires_at = now() WHERE id = :id AND tenant_id = :tenant_id AND bytes >= 0
+    RETURNING id
+""")
+"""Forget a tenant's file; its chunks are swept away."""
 
 SELECT_CHUNK = text("SELECT data FROM file_chunks WHERE file_id = :id AND number = :number")
 """A piece of a file."""
 
-SWEEP_FILES = text("""
-    DELETE FROM files WHERE id IN (
-        SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-    RETURNING id
+SELECT_EXPIRED_FILES = text("""
+    SELECT id, expires_at FROM files
+    WHERE expires_at <= now()
+      AND (expires_at, id) > (coalesce(CAST(:after_time AS timestamptz), '-infinity'),
+                              coalesce(CAST(:after_id AS uuid), '00000000-0000-0000-0000-000000000000'))
+    ORDER BY expires_at, id LIMIT :limit
 """)
-"""Forget files that are past their time, and uploads that nobody goes on with."""
+"""Files that are past their time, and uploads that nobody goes on with: those after a position, oldest first."""
+
+SWEEP_FILE = text("""
+    WITH file AS MATERIALIZED (
+        SELECT id FROM files WHERE id = :id AND expires_at <= now() FOR NO KEY UPDATE SKIP LOCKED
+    ), marked AS (
+        UPDATE files SET bytes = -2 FROM file WHERE files.id = file.id AND bytes <> -2
+    ), gone AS (
+        DELETE FROM file_chunks
+        WHERE file_id = (SELECT id FROM file)
+          AND number = ANY(ARRAY(SELECT c.number FROM file_chunks c WHERE c.file_id = :id
+                                 ORDER BY c.number LIMIT :chunks))
+        RETURNING number
+    )
+    SELECT count(*) AS chunks FROM gone
+""")
+"""Delete the next chunks of a file that is past its time; nobody can see it, renew it or add to it from then on."""
+
+FORGET_FILE = text("""
+    DELETE FROM files WHERE id = :id AND bytes = -2 AND NOT EXISTS (SELECT FROM file_chunks WHERE file_id = :id)
+""")
+"""Forget a file all of whose chunks are deleted."""
+
+SELECT_UNMEASURED = text("""
+    SELECT b.id, b.last_round, b.total FROM batches b
+    WHERE b.id IN (SELECT batch_id FROM files WHERE content <> 'chunks' AND bytes = 0)
+      AND b.status IN ('completed', 'expired', 'cancelled')
+    ORDER BY b.id
+""")
+"""The batches that ended and whose files have no size yet."""

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, Text, func, text
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, Text, TextClause, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Cost, Json, PrimaryId, Usd
@@ -62,6 +62,7 @@ class Job(Base):
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
         Index("ix_jobs_tenant", "tenant_id", "id"),
+        Index("ix_jobs_tenant_status", "tenant_id", "status", "id", postgresql_where=text("status <> 'completed'")),
         Index(
             "uq_jobs_batch_row",
             "batch_id",
@@ -82,6 +83,14 @@ class Job(Base):
             "finished_at",
             "id",
             postgresql_where=text("batch_id IS NOT NULL AND finished_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_batch_status",
+            "batch_id",
+            "status",
+            "batch_row",
+            "batch_round",
+            postgresql_where=text("batch_id IS NOT NULL AND status IN ('failed', 'cancelled', 'expired')"),
         ),
     )
 
@@ -202,23 +211,49 @@ SELECT_JOB_BY_KEY = text(
 )
 """The job that a tenant's idempotency key made."""
 
-LIST_JOBS = text(f"""{_JOB_VIEW}
-    WHERE tenant_id = :tenant_id
-      AND (CAST(:status AS text) IS NULL OR status = :status)
-      AND (CAST(:after AS uuid) IS NULL OR id < :after)
-    ORDER BY id DESC
-    LIMIT :limit
-""")
-"""A page of a tenant's jobs, newest first; ``after`` is the last id of the page before."""
+_LAST_ID = "'ffffffff-ffff-ffff-ffff-ffffffffffff'"
+_LAST_ROW = f"{2**31 - 1}, {2**15 - 1}"
 
-LIST_BATCH_JOBS = text(f"""{_JOB_VIEW}
-    WHERE batch_id = :batch_id AND tenant_id = :tenant_id
-      AND (CAST(:status AS text) IS NULL OR status = :status)
-      AND (CAST(:after AS uuid) IS NULL OR id < :after)
-    ORDER BY id DESC
-    LIMIT :limit
-""")
-"""As LIST_JOBS, of one batch."""
+
+def _with_status(status: str | None) -> str:
+    return "" if status is None else f"AND status = '{status}'"
+
+
+def _list_jobs(status: str | None) -> TextClause:
+    return text(f"""{_JOB_VIEW}
+        WHERE tenant_id = :tenant_id {_with_status(status)} AND id < coalesce(CAST(:after AS uuid), {_LAST_ID})
+        ORDER BY id DESC
+        LIMIT :limit
+    """)
+
+
+def _list_batch_jobs(status: str | None) -> TextClause:
+    return text(f"""
+        WITH position AS MATERIALIZED (
+            SELECT batch_row, batch_round FROM jobs WHERE id = :after AND batch_id = :batch_id
+            UNION ALL
+            SELECT {_LAST_ROW} WHERE CAST(:after AS uuid) IS NULL
+        )
+        {_JOB_VIEW}
+        WHERE batch_id = :batch_id AND batch_id IS NOT NULL {_with_status(status)}
+          AND EXISTS (SELECT FROM batches WHERE id = :batch_id AND tenant_id = :tenant_id)
+          AND (batch_row, batch_round) < ((SELECT batch_row FROM position), (SELECT batch_round FROM position))
+        ORDER BY batch_row DESC, batch_round DESC
+        LIMIT :limit
+    """)
+
+
+_STATUSES: tuple[str | None, ...] = (None, *JobStatus)
+
+LIST_JOBS = {status: _list_jobs(status) for status in _STATUSES}
+"""A page of a tenant's jobs, newest first; ``after`` is the last id of the page before.
+
+There is a statement for each status, with None for all of them. PostgreSQL uses a partial index only if the statement
+itself names the status. ``completed`` reads the tenant's jobs in order and skips the others.
+"""
+
+LIST_BATCH_JOBS = {status: _list_batch_jobs(status) for status in _STATUSES}
+"""A page of the jobs of one batch, last row first; otherwise as LIST_JOBS."""
 
 SELECT_FINISHED = text("""
     SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND status NOT IN ('queued', 'in_progress')
@@ -249,26 +284,42 @@ IS_BOOKED = """coalesce((SELECT a.usage_estimated OR a.llm = ANY(CAST(:free AS t
 or its LLM is one of ``:free``; always so if that is null. A scalar subquery: it must stay a look-up for each job."""
 
 EXPIRE_JOBS = text(f"""
-    WITH late AS (
+    WITH late AS MATERIALIZED (
+        (SELECT id FROM jobs
+         WHERE status IN ('queued', 'in_progress') AND status = 'queued'
+           AND expires_at > '-infinity' AND expires_at <= now()
+         ORDER BY expires_at LIMIT :limit)
+        UNION ALL
+        (SELECT id FROM jobs
+         WHERE status IN ('queued', 'in_progress') AND status = 'in_progress'
+           AND expires_at > '-infinity' AND expires_at <= now() - make_interval(secs => :grace_s)
+         ORDER BY expires_at LIMIT :limit)
+    ), locked AS MATERIALIZED (
         SELECT id, attempt_id FROM jobs j
-        WHERE status IN ('queued', 'in_progress')
-          AND expires_at <= now() - make_interval(secs => CASE status WHEN 'queued' THEN 0 ELSE :grace_s END)
-          AND {IS_BOOKED}
-        ORDER BY id LIMIT :limit
+        WHERE id = ANY(ARRAY(SELECT id FROM late))
+          AND (status = 'queued' AND expires_at <= now()
+               OR status = 'in_progress' AND expires_at <= now() - make_interval(secs => :grace_s) AND {IS_BOOKED})
+        ORDER BY id
         FOR UPDATE SKIP LOCKED
     ), closed AS (
         UPDATE attempts a SET outcome = 'expired', finished_at = now()
-        FROM late WHERE a.id = late.attempt_id AND a.outcome IS NULL
+        FROM locked WHERE a.id = locked.attempt_id AND a.outcome IS NULL
     ), ended AS (
         UPDATE jobs j
         SET status = 'expired', finished_at = now(), worker_id = NULL, attempt_id = NULL,
             error = CAST(:error AS jsonb)
-        FROM late WHERE j.id = late.id
+        FROM locked WHERE j.id = locked.id
         RETURNING j.id, j.status, j.reserved_usd, j.budget_periods, j.batch_id, j.batch_copies
     ), settled AS (
         SELECT budget_periods, reserved_usd AS released, 0 AS spent FROM ended
     ), moved AS ({MOVED}), {count_ended("ended", "true")}
     SELECT id, status FROM ended
 """).bindparams(free=None)
-"""End the jobs that are past their time and release their reservations; one in progress only after ``grace_s``,
-since its worker ends it itself and knows what it used; what it may have cost was booked before."""
+"""End jobs that are past their time and release their reservations, up to ``limit`` of those that wait and as many of
+those that run. A job in progress is ended only after ``grace_s``: its worker ends it itself and knows what it used;
+what it may have cost was booked before.
+
+The jobs are found in the order of ``expires_at`` by ``ix_jobs_unfinished`` and locked in the order of their ids. Of a
+range with two ends PostgreSQL expects few rows even before it has counted any: with one end it would choose another
+index, and read every job that waits.
+"""

@@ -17,6 +17,7 @@ from sqlalchemy import ForeignKey, Index, TextClause, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Cost, Usd
+from models.usage import ATTEMPTS, OF_ATTEMPT, PROGRESS
 
 
 class LedgerEntry(Base):
@@ -24,7 +25,7 @@ class LedgerEntry(Base):
 
     ``cached_input_price`` is null where cached input tokens cost what others do.
     Its key is the attempt, which is what makes a settlement happen once. The lines about a lost attempt,
-    ``lost_attempt_id``, have keys that are made from it (:func:`entry_id`).
+    ``lost_attempt_id``, have keys that are made from it (:func:`models.usage.entry_id`).
     """
 
     __tablename__ = "ledger_entries"
@@ -49,19 +50,64 @@ class LedgerEntry(Base):
     lost_attempt_id: Mapped[UUID | None]
 
 
-def entry_id(kind: str, attempt_id: str) -> str:
-    """SQL: the key of the ``estimate`` or the ``reversal`` of an attempt, which can be entered once."""
-    return f"CAST(md5('{kind}' || CAST({attempt_id} AS text)) AS uuid)"
-
-
 USAGE_GROUPS = {
-    "model": "l.llm",
-    "team": "l.team",
-    "user": "l.end_user",
+    "model": "u.llm",
+    "team": "u.team",
+    "user": "u.end_user",
     "key": "k.lookup",
-    "day": "to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+    "day": "to_char(u.day, 'YYYY-MM-DD')",
 }
 """What usage can be grouped by; days are UTC, keys are named by their lookup part."""
+
+_ENTRY = "CAST(l.created_at AT TIME ZONE 'UTC' AS date), l.llm, l.team, l.end_user, l.api_key_id"
+
+_USED = f"""
+    {PROGRESS}, span AS MATERIALIZED (
+        SELECT rolled_until, whole_from,
+               greatest(whole_from, CASE WHEN :end >= rolled_until THEN 'infinity'
+                                         ELSE date_trunc('day', CAST(:end AS timestamptz), 'UTC') END) AS whole_to
+        FROM progress, LATERAL (
+            SELECT date_trunc('day', :start + interval '1 day' - interval '1 microsecond', 'UTC') AS whole_from) f
+    ), entry AS MATERIALIZED (
+        SELECT l.* FROM span CROSS JOIN LATERAL (
+            SELECT l.* FROM ledger_entries l
+            WHERE l.tenant_id = :tenant_id AND l.created_at >= :start AND l.created_at < least(:end, whole_from)
+            UNION ALL
+            SELECT l.* FROM ledger_entries l
+            WHERE l.tenant_id = :tenant_id AND l.created_at < :end
+              AND l.created_at >= greatest(whole_from, least(whole_to, rolled_until))
+        ) l
+    ), repeat AS MATERIALIZED (
+        SELECT CAST(r.created_at AT TIME ZONE 'UTC' AS date) AS day, r.llm, r.team, r.end_user, r.api_key_id, r.job_id,
+               r.attempt_id, r.created_at
+        FROM usage_repeats r
+        WHERE r.tenant_id = :tenant_id AND r.created_at >= :start AND r.created_at < :end
+        UNION
+        SELECT {_ENTRY}, l.job_id, l.attempt_id, l.created_at
+        FROM (SELECT DISTINCT job_id FROM entry, span WHERE created_at >= rolled_until) j
+        CROSS JOIN LATERAL (
+            SELECT l.*, count(*) OVER () AS entries
+            FROM attempts a JOIN ledger_entries l ON {OF_ATTEMPT}
+            WHERE a.job_id = j.job_id AND l.created_at >= :start AND l.created_at < :end OFFSET 0
+        ) l
+        WHERE l.entries > 1
+    ), used (day, llm, team, end_user, api_key_id, entries, attempts, input_tokens, output_tokens, cost_usd,
+             repeats, job_id) AS (
+        SELECT d.day, d.llm, d.team, d.end_user, d.api_key_id, d.entries, d.attempts, d.input_tokens, d.output_tokens,
+               d.cost_usd, 0, CAST(NULL AS uuid)
+        FROM span JOIN usage_days d ON d.tenant_id = :tenant_id
+         AND d.day >= CAST(whole_from AT TIME ZONE 'UTC' AS date) AND d.day < CAST(whole_to AT TIME ZONE 'UTC' AS date)
+        UNION ALL
+        SELECT {_ENTRY}, 1, {ATTEMPTS}, l.input_tokens, l.output_tokens, l.cost_usd, 0, NULL FROM entry l
+        UNION ALL
+        SELECT r.day, r.llm, r.team, r.end_user, r.api_key_id, 0, 0, 0, 0, 0, 1, r.job_id FROM repeat r
+    )"""
+"""SQL: what a tenant used from ``:start`` to before ``:end``.
+
+Whole days come from ``usage_days``, up to where these have come; the day in which ``:start`` lies, the day of ``:end``
+if it is added up beyond ``:end``, and the last minutes come from the ledger. A job counts once however many entries it
+has: ``repeat`` has the entries of jobs with several.
+"""
 
 
 def select_usage(groups: Sequence[str]) -> TextClause:
@@ -73,11 +119,11 @@ def select_usage(groups: Sequence[str]) -> TextClause:
     numbers = ", ".join(str(place + 1) for place in range(len(groups)))
     grouping = f"GROUP BY {numbers} ORDER BY {numbers}" if groups else ""
     return text(f"""
-        SELECT {columns}count(DISTINCT l.job_id) AS jobs,
-               coalesce(sum(CASE l.kind WHEN 'reversal' THEN -1 ELSE 1 END), 0) AS attempts,
-               coalesce(sum(l.input_tokens), 0) AS input_tokens, coalesce(sum(l.output_tokens), 0) AS output_tokens,
-               coalesce(sum(l.cost_usd), 0) AS cost_usd
-        FROM ledger_entries l LEFT JOIN api_keys k ON k.id = l.api_key_id
-        WHERE l.tenant_id = :tenant_id AND l.created_at >= :start AND l.created_at < :end
+        WITH {_USED}
+        SELECT {columns}coalesce(sum(u.entries) - sum(u.repeats), 0)::bigint + count(DISTINCT u.job_id) AS jobs,
+               coalesce(sum(u.attempts), 0)::bigint AS attempts,
+               coalesce(sum(u.input_tokens), 0)::bigint AS input_tokens,
+               coalesce(sum(u.output_tokens), 0)::bigint AS output_tokens, coalesce(sum(u.cost_usd), 0) AS cost_usd
+        FROM used u LEFT JOIN api_keys k ON k.id = u.api_key_id
         {grouping}
     """)  # fixed names only: USAGE_GROUPS refuses any other

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from models.attempt import add_usage
 from models.batch import COUNT
 from models.budget import MOVED
-from models.ledger import entry_id
+from models.usage import entry_id
 
 _IS_LOST = """(NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
                OR j.expires_at <= now() - make_interval(secs => :grace_s))"""

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.batch import ENDED
-from models.batchcontrol import AGAIN, LOCK_PARKED, MARK, UNFED
+from models.batchcontrol import AGAIN, LOCK_PARKED, MARK, SUM_MARKED, UNFED
 from models.budget import OPEN_PERIODS
 from models.database import dump_json
 from models.reservation import ADD_RESERVED, LOCK_BALANCES, Balance, Refusal, balances_by_payer
@@ -47,7 +47,8 @@ async def run_again(
 
     With ``only_unpaid``: only failed rows whose budget was short. A budget that has no room for them is a Refusal, and
     the caller rolls back; ``with_spare`` asks for twice the room, so that rows which fail on every LLM and cost
-    something each time are not tried until nothing is left.
+    something each time are not tried until nothing is left. The rows are added up and the budgets are looked at before
+    any row is written, and the budgets are locked after the last, since to write a million rows takes a while.
     """
     await connection.execute(_PATIENTLY)
     ended = batch["status"] in ENDED
@@ -56,10 +57,14 @@ async def run_again(
         found = (await connection.execute(UNFED, {"id": batch["id"]})).mappings().all()
         unfed = [row for row in found if row["status"] in statuses]
     params = {"id": batch["id"], "statuses": sorted(statuses), "unpaid": only_unpaid}
-    marked = (await connection.execute(MARK, params)).mappings().all()
-    again = _sum([*marked, *unfed])
+    again = _sum([*(await connection.execute(SUM_MARKED, params)).mappings(), *unfed])
     if not again.rows:
         return again
+    refusal = await _look_for_room(connection, batch, again.reserved_usd, with_spare=with_spare)
+    if refusal is not None:
+        return refusal
+    marked = (await connection.execute(MARK, params)).mappings().all()
+    again = _sum([*marked, *unfed])
     periods = await _reserve(connection, batch, again.reserved_usd, with_spare=with_spare)
     if isinstance(periods, Refusal):
         return periods
@@ -87,6 +92,18 @@ def _sum(groups: Sequence[Mapping[Any, Any]]) -> Rerun:
     for group in groups:
         rows[group["status"]] = rows.get(group["status"], 0) + int(group["rows"])
     return Rerun(rows, sum((group["reserved_usd"] for group in groups), Decimal(0)))
+
+
+async def _look_for_room(
+    connection: AsyncConnection, batch: RowMapping, more: Decimal, *, with_spare: bool
+) -> Refusal | None:
+    """What would refuse the reservation now; the budgets' locks are given back."""
+    attempt = await connection.begin_nested()
+    try:
+        periods = await _reserve(connection, batch, more, with_spare=with_spare)
+    finally:
+        await attempt.rollback()
+    return periods if isinstance(periods, Refusal) else None
 
 
 async def _reserve(

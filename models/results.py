@@ -58,7 +58,7 @@ _ANSWERS = f"""
            CASE WHEN r.same_as IS NULL THEN coalesce(j.output_tokens, 0) ELSE 0 END AS output_tokens,
            CASE WHEN r.same_as IS NULL THEN {_COST} ELSE '0.000000' END AS cost_usd
     FROM batches b
-    JOIN batch_rows r ON r.batch_id = b.id
+    JOIN batch_rows r ON r.batch_id = b.id AND r.number <= b.total
     LEFT JOIN LATERAL (
         SELECT * FROM jobs
         WHERE batch_id = r.batch_id AND batch_id IS NOT NULL AND batch_row = coalesce(r.same_as, r.number)

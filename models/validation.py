@@ -1,7 +1,7 @@
 """Batches whose input file is still to be read (``validating``): who reads one, and what becomes of it.
 
 Whoever reads a batch's file holds a lock that is its connection's: when that process dies, the lock is free and another
-one begins anew, since nothing of the rows is kept before all have been read.
+one starts from the first row: it deletes the rows that were written before (:mod:`models.intake`).
 """
 
 from sqlalchemy import text
@@ -53,7 +53,7 @@ SELECT_TO_READ = text("""
            b.completion_window, b.end_user, b.team, b.labels, b.input_file_id, b.output_expires_s,
            extract(epoch FROM b.expires_at - b.created_at)::float AS expires_in, f.bytes AS file_bytes,
            (SELECT k.plan FROM api_keys k WHERE k.id = b.api_key_id) AS plan
-    FROM batches b LEFT JOIN files f ON f.id = b.input_file_id
+    FROM batches b LEFT JOIN files f ON f.id = b.input_file_id AND f.bytes >= 0
     WHERE b.id = :id AND b.status = 'validating'
 """)
 """A batch whose file is still to be read, with the file's size, null if it is deleted, and its key's plan."""

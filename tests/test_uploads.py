@@ -1,5 +1,6 @@
-"""Uploads that break off: whoever dies or hangs up in the middle, nothing is stored, and nothing is left behind."""
+"""Uploads that break off: whoever dies or hangs up in the middle, nothing can run, and nothing is left behind."""
 
+import asyncio
 import socket
 import subprocess
 import threading
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import httpx
 
+from models.database import create_engine
+from models.ids import new_id
+from models.wakeups import Wakeups
 from tests.stack import Database, Stack, kill, wait_until
+from workers.maintenance import Maintenance
 
 HEAD = (
     b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nSay {{text}}\r\n'
@@ -40,9 +45,8 @@ def send_whole(url: str, key: str, rows: int) -> socket.socket:
 
 
 def copying(database: Database) -> int:
-    """How many connections of clerks copy rows at this moment."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'headrace-intake' AND query LIKE '%%COPY%%'"
-    return int(database.value(query))
+    """How many clerks have committed rows of a batch that has not begun."""
+    return int(database.value("SELECT count(*) FROM intakes WHERE NOT abandoned"))
 
 
 def clerks_of(process: subprocess.Popen[bytes]) -> list[int]:
@@ -54,7 +58,18 @@ def assert_nothing_is_stored(database: Database) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'headrace-intake'"
     wait_until(lambda: database.value(query) == 0, 10)
     assert database.value("SELECT count(*) FROM batches") == 0
+    database.rows("UPDATE intakes SET touched_at = now() - interval '1 hour'")
+    asyncio.run(sweep_intakes(database.url))
     assert database.value("SELECT count(*) FROM batch_rows") == 0
+    assert database.value("SELECT count(*) FROM intakes") == 0
+
+
+async def sweep_intakes(url: str) -> None:
+    """Delete what dead clerks wrote, as a relay does."""
+    engine, wakeups = create_engine(url, name="tests"), Wakeups("redis://127.0.0.1:1")
+    await Maintenance(engine, engine, wakeups, writer=new_id(), free=()).sweep_intakes()
+    await wakeups.close()
+    await engine.dispose()
 
 
 def test_an_upload_that_breaks_off_is_stored_never_in_part(stack: Stack, database: Database) -> None:

@@ -6,7 +6,7 @@ import httpx
 
 from tests.stack import Database, Stack, kill, wait_until
 
-ROWS = 40_000
+ROWS = 120_000
 
 
 def test_a_batch_survives_the_death_of_the_api_that_reads_its_file(stack: Stack, database: Database) -> None:
@@ -23,12 +23,13 @@ def test_a_batch_survives_the_death_of_the_api_that_reads_its_file(stack: Stack,
         batch = client.post("/v1/batches", json=wanted).json()
     assert batch["status"] == "validating"
     reading = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'headrace-validator'"
-    wait_until(lambda: database.value(reading) > 0)
+    wait_until(lambda: database.value("SELECT count(*) FROM batch_rows") > 0, interval_s=0.01)
     kill(process)
     wait_until(lambda: database.value(reading) == 0)
-    assert database.value("SELECT status FROM batches") == "validating"
-    assert database.value("SELECT count(*) FROM batch_rows") == 0
+    assert database.one("SELECT status, total FROM batches") == {"status": "validating", "total": 0}
+    assert 0 < database.value("SELECT count(*) FROM batch_rows") < ROWS
     stack.api()
     wait_until(lambda: database.value("SELECT status FROM batches") == "in_progress")
     row = database.one("SELECT count(*) AS rows, max(number) AS last FROM batch_rows")
     assert (row["rows"], row["last"], database.value("SELECT total FROM batches")) == (ROWS, ROWS, ROWS)
+    assert database.value("SELECT count(*) FROM intakes") == 0

@@ -31,8 +31,10 @@ from models.wakeups import DUE, ROOM, Wakeups
 from workers.batchkeeper import BatchKeeper
 from workers.celery import app
 from workers.dispatcher import Dispatcher
+from workers.duty import Duty, keep_performing
 from workers.feeder import Feeder
 from workers.lease import Lease
+from workers.maintenance import Maintenance
 from workers.publisher import BrokerUnavailable, Publisher
 from workers.reaper import Reaper
 from workers.rescue import Rescuer
@@ -64,6 +66,8 @@ class Relay:
         self._local_queues = catalog.local_queues
         self._publisher = publisher
         self._engine = create_engine(settings.database_url, name="relay", pool_size=4)
+        # What may take long has connections of its own, so that it cannot take the last one of what is urgent.
+        self._slow_engine = create_engine(settings.database_url, name="relay", pool_size=3)
         # A mark that a crash of Postgres undoes is a message sent twice, and rows that it undoes are fed again: not
         # worth a disk flush.
         self._dispatch_engine = create_engine(
@@ -100,7 +104,8 @@ class Relay:
             catalog=self._catalog,
         )
         reaper = Reaper(self._engine, lease_s=self._settings.lease_s, on_gone=rescuer.rescue)
-        keeper = BatchKeeper(self._engine, wakeups, writer=self._writer)
+        keeper = BatchKeeper(self._engine, self._slow_engine, wakeups, writer=self._writer)
+        maintenance = Maintenance(self._engine, self._slow_engine, wakeups, writer=self._writer, free=rescuer.free)
         try:
             async with asyncio.TaskGroup() as duties:
                 duties.create_task(end_if_stalled(self._settings.stalled_s, self._settings.alive_file))
@@ -109,16 +114,21 @@ class Relay:
                 duties.create_task(self._dispatch_forever(self._singles, self._woken))
                 duties.create_task(self._dispatch_forever(self._rows, self._fed, pause_s=_ROWS_PAUSE_S))
                 duties.create_task(self._feed_forever())
-                duties.create_task(_every(self._settings.poll_s, "batches", keeper.look))
-                duties.create_task(_every(self._settings.poll_s, "files", keeper.measure))
-                duties.create_task(_every(self._settings.republish_s / 2, "stale", self._republish_stale))
-                duties.create_task(_every(self._settings.lease_s / Reaper.LOOKS, "reap", reaper.look))
-                duties.create_task(_every(self._settings.lease_s / 6, "rescue", rescuer.sweep))
-                duties.create_task(_every(self._settings.lease_s / 2, "unserved", self._tell_of_unserved))
+                for duty in (
+                    Duty("reap", self._settings.lease_s / Reaper.LOOKS, reaper.look),
+                    Duty("rescue", self._settings.lease_s / 6, rescuer.rescue),
+                    Duty("stale", self._settings.republish_s / 2, self._republish_stale),
+                    Duty("unserved", self._settings.lease_s / 2, self._tell_of_unserved),
+                    *keeper.duties(self._settings.poll_s),
+                    *maintenance.duties(self._settings.lease_s / 6),
+                ):
+                    duties.create_task(keep_performing(duty))
         finally:
+            await keeper.close()
             await lease.give_back()
             await wakeups.close()
             await self._engine.dispose()
+            await self._slow_engine.dispose()
             await self._dispatch_engine.dispose()
 
     async def _dispatch_forever(self, dispatcher: Dispatcher, woken: asyncio.Event, pause_s: float = 0) -> None:
@@ -187,15 +197,6 @@ class Relay:
 
 
 _OUTSIDE_ERRORS = (SQLAlchemyError, BrokerUnavailable, OSError)
-
-
-async def _every(interval_s: float, name: str, duty: Any) -> None:  # Any: an async callable without arguments
-    while True:
-        try:
-            await duty()
-        except _OUTSIDE_ERRORS as error:
-            log.warning("relay.duty_failed", duty=name, error=_first_line(error))
-        await asyncio.sleep(interval_s)
 
 
 def _first_line(error: BaseException) -> str:

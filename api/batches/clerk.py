@@ -3,7 +3,7 @@
     python -m api.batches.clerk <file descriptor of a socket>
 
 Its memory, its processor time and its files are limited. It ends when the API does: the socket is then closed, and a
-thread watches it, so that nothing of a file that is being read is stored.
+thread watches it, so that the batch of a file that is being read does not begin.
 """
 
 import asyncio

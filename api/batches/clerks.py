@@ -2,7 +2,7 @@
 
 A clerk is kept for the next file, since its start takes half a second, until it has done enough of them, has grown,
 or has waited for long. It is ended in the middle of its work when its caller hangs up or the time is over: what it
-was writing is then rolled back.
+had written is then swept away.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Clerks:
     async def take_in(self, order: Order, file: BinaryIO) -> Taken:
         """Have a file taken in; raises what the clerk refused it for.
 
-        When it is cancelled, the clerk is ended, and with it its transaction.
+        When it is cancelled, the clerk is ended: its batch does not begin.
         """
         async with self._lent(order.tenant_id) as clerk:
             work = asyncio.create_task(asyncio.to_thread(clerk.work, order.model_dump_json().encode(), file))

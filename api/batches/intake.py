@@ -1,7 +1,7 @@
 """Taking an uploaded file in: read -> plan -> write, in the process that does it (:mod:`api.batches.clerk`).
 
 The file is gone through once. Rows are copied to Postgres while they are read; as soon as something is wrong with
-one, no further rows are, the rest of the file is only looked at, and the transaction is rolled back.
+one, no further rows are, the rest of the file is only looked at, and what was copied is deleted.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence

@@ -1,30 +1,41 @@
-"""Writing a batch: its rows by COPY, its reservation as one, all in one transaction or nothing at all.
+"""Writing a batch: its rows by COPY in committed slices, then its reservation and its beginning in one transaction.
 
-Rows come in chunks of Postgres's text form, so that a million of them pass through without being held anywhere.
+Rows come in chunks of Postgres's text form, so that a million of them pass through without being held anywhere. No
+transaction lasts long, since Postgres can clean up behind none while one is open: the queue's tables would grow.
 """
 
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from time import monotonic
 from typing import Any, cast
 from uuid import UUID
 
 from psycopg import AsyncConnection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection as SqlConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.reserving import budget_exceeded
 from models.budget import OPEN_PERIODS
-from models.database import dump_json, fetch_all, transaction
-from models.errors import CostCapExceeded, FieldProblem, ValidationFailed
+from models.database import Params, dump_json, fetch_all, fetch_one, transaction
+from models.errors import CostCapExceeded, FieldProblem, Unavailable, ValidationFailed
 from models.ids import new_id
 from models.intake import (
+    ABANDON_INTAKE,
     BEGIN_BATCH,
+    BEGIN_INTAKE,
     COPY_ROWS,
+    END_INTAKE,
+    FLUSH_LATER,
+    FORGET_INTAKE,
     INSERT_BATCH,
     MARK_SAME,
+    RENEW_INTAKE,
     SELECT_REPEATED,
     SUM_ROWS,
+    SWEEP_ROWS,
     TAKE_TIME,
 )
 from models.pricing import as_wire
@@ -32,6 +43,10 @@ from models.reservation import ADD_RESERVED, LOCK_BALANCES, RECORD_JOBS, Balance
 from models.wakeups import DUE, Wakeups
 
 MAX_PROBLEMS = 100
+_SLICE_ROWS, _SLICE_BYTES, _SLICE_S = 50_000, 16 << 20, 1.0
+"""A slice ends with the chunk that reaches one of these."""
+
+_SWEPT_ROWS = 10_000
 _CELL, _ROW = "\x1f", "\x1e"
 
 
@@ -151,30 +166,29 @@ async def write_batch(
 
     None if it waited and was cancelled meanwhile, or if its idempotency key has made one before.
 
-    What ``chunks`` raises leaves nothing behind; so do BudgetExceeded, CostCapExceeded and ValidationFailed, for custom
-    ids that several rows have and for a batch without rows. ``draft`` is read after the last chunk. ``distinct``:
-    whoever made the chunks has seen to it that custom ids are.
+    What ``chunks`` raises leaves nothing that could run; nor do BudgetExceeded, CostCapExceeded and ValidationFailed,
+    for custom ids that several rows have and for a batch without rows. ``draft`` is read after the last chunk.
+    ``distinct``: whoever made the chunks has seen to it that custom ids are.
     """
+    if draft.waits:
+        await _sweep_earlier(engine, draft.id)
+    intake = {"id": draft.id, "writer": new_id()}
     try:
-        async with transaction(engine) as connection:
-            await connection.execute(TAKE_TIME)
-            total, reserved = await _copy(connection, chunks)
-            if not distinct:
-                await _require_distinct(connection, draft.id)
-            if draft.dedupe:
-                await connection.execute(MARK_SAME, {"id": draft.id})
-                reserved = (await connection.execute(SUM_ROWS, {"id": draft.id})).scalar_one()
-            check_cost(draft.max_cost_usd, reserved)
-            periods = await _reserve(connection, draft, reserved)
-            record = BEGIN_BATCH if draft.waits else INSERT_BATCH
-            written = (await connection.execute(record, _columns(draft, total, reserved, periods))).first()
-            if written is None:
-                raise _Gone
-    except _Gone:
-        return None
-    except _Short as short:
-        await fetch_all(engine, RECORD_JOBS, {"rows": "[]", "short": [short.refusal.balance.period_id]})
-        raise budget_exceeded(short.refusal, "batch") from None
+        total, reserved = await _copy(engine, intake, chunks)
+        if not distinct or draft.dedupe:
+            reserved = await _compare(engine, intake, draft, reserved, distinct=distinct)
+        check_cost(draft.max_cost_usd, reserved)
+        await _begin(engine, intake, draft, total, reserved)
+    except BaseException as error:
+        with suppress(SQLAlchemyError, OSError):  # a relay sweeps what cannot be swept here
+            await _give_up(engine, intake)
+        if isinstance(error, _Gone):
+            return None
+        if isinstance(error, _Short):
+            short = [error.refusal.balance.period_id]
+            await fetch_all(engine, RECORD_JOBS, {"rows": "[]", "short": short})
+            raise budget_exceeded(error.refusal, "batch") from None
+        raise
     if wakeups is not None:
         wakeups.announce(DUE)
     return draft.id
@@ -192,19 +206,92 @@ class _Short(Exception):
         self.refusal = refusal
 
 
-async def _copy(connection: SqlConnection, chunks: AsyncIterable[Chunk]) -> tuple[int, Decimal]:
-    raw = await connection.get_raw_connection()
-    driver = cast(AsyncConnection, raw.driver_connection)
+async def _copy(engine: AsyncEngine, intake: Params, chunks: AsyncIterable[Chunk]) -> tuple[int, Decimal]:
+    """Copy the rows, a transaction for each slice; how many there are, and their worst cases' sum."""
     total, reserved = 0, Decimal(0)
-    async with driver.cursor() as cursor, cursor.copy(COPY_ROWS) as copy:
-        async for chunk in chunks:
-            await copy.write(chunk.data)
-            total += chunk.rows
-            reserved += chunk.reserved_usd
+    rest = aiter(chunks)
+    first: Chunk | None = await anext(rest, None)
+    while first is not None:
+        async with transaction(engine) as connection:
+            await connection.execute(TAKE_TIME)
+            await connection.execute(FLUSH_LATER)
+            if not total:
+                await connection.execute(BEGIN_INTAKE, intake)
+            elif (await connection.execute(RENEW_INTAKE, intake)).first() is None:
+                raise _given_up()
+            slice_ = await _copy_slice(connection, first, rest)
+        total += slice_.rows
+        reserved += slice_.reserved_usd
+        first = await anext(rest, None)
     if not total:
         message = "There are no rows in the file."
         raise ValidationFailed(message, param="file", problems=[FieldProblem("file", message)])
     return total, reserved
+
+
+async def _copy_slice(connection: SqlConnection, first: Chunk, rest: AsyncIterator[Chunk]) -> Chunk:
+    """Copy a chunk and those that follow, up to the limits of a slice; what it came to, without the data."""
+    raw = await connection.get_raw_connection()
+    driver = cast(AsyncConnection, raw.driver_connection)
+    rows, reserved, size = 0, Decimal(0), 0
+    until = monotonic() + _SLICE_S
+    chunk: Chunk | None = first
+    async with driver.cursor() as cursor, cursor.copy(COPY_ROWS) as copy:
+        while chunk is not None:
+            await copy.write(chunk.data)
+            rows += chunk.rows
+            reserved += chunk.reserved_usd
+            size += len(chunk.data)
+            if rows >= _SLICE_ROWS or size >= _SLICE_BYTES or monotonic() >= until:
+                break
+            chunk = await anext(rest, None)
+    return Chunk(b"", rows, reserved)
+
+
+async def _compare(
+    engine: AsyncEngine, intake: Params, draft: BatchDraft, reserved: Decimal, *, distinct: bool
+) -> Decimal:
+    """Compare the rows with one another, in a transaction of its own; the worst cases' sum of those that will run."""
+    async with transaction(engine) as connection:
+        await connection.execute(TAKE_TIME)
+        if (await connection.execute(RENEW_INTAKE, intake)).first() is None:
+            raise _given_up()
+        if not distinct:
+            await _require_distinct(connection, draft.id)
+        if draft.dedupe:
+            await connection.execute(MARK_SAME, {"id": draft.id})
+            reserved = (await connection.execute(SUM_ROWS, {"id": draft.id})).scalar_one()
+    return reserved
+
+
+async def _begin(engine: AsyncEngine, intake: Params, draft: BatchDraft, total: int, reserved: Decimal) -> None:
+    """Reserve for the whole batch and record it; raises _Short and _Gone."""
+    async with transaction(engine) as connection:
+        if (await connection.execute(END_INTAKE, intake)).first() is None:
+            raise _given_up()
+        periods = await _reserve(connection, draft, reserved)
+        record = BEGIN_BATCH if draft.waits else INSERT_BATCH
+        if (await connection.execute(record, _columns(draft, total, reserved, periods))).first() is None:
+            raise _Gone
+
+
+async def _sweep_earlier(engine: AsyncEngine, batch_id: UUID) -> None:
+    """Delete what an earlier reader of the batch's file wrote, who is dead: the caller holds the batch's lock."""
+    if not await fetch_all(engine, ABANDON_INTAKE, {"id": batch_id, "writer": None}):
+        return
+    while (swept := await fetch_one(engine, SWEEP_ROWS, {"id": batch_id, "rows": _SWEPT_ROWS})) and swept["rows"]:
+        pass
+
+
+async def _give_up(engine: AsyncEngine, intake: Params) -> None:
+    """Give up the rows that were written, and delete them if they are few; a relay deletes the others."""
+    if await fetch_all(engine, ABANDON_INTAKE, intake):
+        await fetch_all(engine, SWEEP_ROWS, {"id": intake["id"], "rows": _SWEPT_ROWS})
+        await fetch_all(engine, FORGET_INTAKE, {"id": intake["id"]})
+
+
+def _given_up() -> Unavailable:
+    return Unavailable("The file was not gone on with in time; send it again.", retry_after_s=1)
 
 
 def check_cost(most: Decimal | None, worst: Decimal) -> None:

@@ -2,7 +2,7 @@
 
     python -m api.batches.validator      (its order comes on standard input)
 
-It ends when the API does: its standard input is closed then. Nothing of the rows is stored before all are.
+It ends when the API does: its standard input is closed then. Nothing of the rows can run before all are stored.
 """
 
 import asyncio

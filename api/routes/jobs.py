@@ -108,18 +108,13 @@ async def list_jobs(
     after: str | None = None,
 ) -> Response:
     """List jobs, newest first."""
-    params: dict[str, object] = {
-        "tenant_id": caller.tenant_id,
-        "status": status.value if status else None,
-        "after": _cursor(after),
-        "limit": limit + 1,
-    }
+    params = {"tenant_id": caller.tenant_id, "after": _cursor(after), "limit": limit + 1}
     if batch_id is None:
-        rows = await services.reads.read_all(caller.tenant_id, LIST_JOBS, params)
+        rows = await services.reads.read_all(caller.tenant_id, LIST_JOBS[status], params)
     else:
         batch = from_wire(BATCH, batch_id)
-        params["batch_id"] = batch
-        rows = await services.reads.read_all(caller.tenant_id, LIST_BATCH_JOBS, params) if batch else []
+        statement = LIST_BATCH_JOBS[status]
+        rows = await services.reads.read_all(caller.tenant_id, statement, params | {"batch_id": batch}) if batch else []
     return json_response(page(rows, limit))
 
 

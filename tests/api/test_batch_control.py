@@ -40,7 +40,7 @@ class Mill:
         self._client = client
         self._engine = engine
         self._worker = worker
-        self._keeper = BatchKeeper(engine, wakeups, writer=new_id())
+        self._keeper = BatchKeeper(engine, engine, wakeups, writer=new_id())
         self._wakeups = wakeups
         self.id = UUID(int=0)
 

@@ -8,8 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.filestore import Upload
 from api.settings import ApiSettings
 from models.database import fetch_all, fetch_one
-from models.file import CHUNK_BYTES, SWEEP_FILES
+from models.file import CHUNK_BYTES
+from models.ids import new_id
+from models.wakeups import Wakeups
 from tests.api.acting import Json, Tenant, code_of
+from workers.maintenance import Maintenance
 
 pytestmark = pytest.mark.anyio
 
@@ -64,11 +67,19 @@ async def test_files_are_listed_in_pages_of_either_order(client: httpx.AsyncClie
     assert code_of(await client.get("/v1/files?after=batch_1")) == "validation_failed"
 
 
-async def test_a_deleted_file_is_gone(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def sweep(engine: AsyncEngine, settings: ApiSettings) -> None:
+    """Delete what is to be deleted, as a relay does."""
+    wakeups = Wakeups(settings.redis_url)
+    await Maintenance(engine, engine, wakeups, writer=new_id(), free=()).sweep_files()
+    await wakeups.close()
+
+
+async def test_a_deleted_file_is_gone(client: httpx.AsyncClient, engine: AsyncEngine, settings: ApiSettings) -> None:
     file_id = (await upload(client)).json()["id"]
     assert (await client.delete(f"/v1/files/{file_id}")).json() == {"id": file_id, "object": "file", "deleted": True}
     assert code_of(await client.get(f"/v1/files/{file_id}")) == "not_found"
     assert code_of(await client.delete(f"/v1/files/{file_id}")) == "not_found"
+    await sweep(engine, settings)
     left = "SELECT FROM file_chunks WHERE file_id = :id"
     assert not await fetch_all(engine, text(left), {"id": file_id.removeprefix("file-")})
 
@@ -144,7 +155,7 @@ async def test_a_body_that_never_says_its_size_is_cut_off_at_the_limit(
 
 
 async def test_what_is_expired_or_was_left_behind_is_unseen_and_then_swept_away(
-    client: httpx.AsyncClient, engine: AsyncEngine, tenant: Tenant
+    client: httpx.AsyncClient, engine: AsyncEngine, tenant: Tenant, settings: ApiSettings
 ) -> None:
     an_hour = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     kept = (await upload(client, b"{}", **an_hour)).json()
@@ -157,12 +168,19 @@ async def test_what_is_expired_or_was_left_behind_is_unseen_and_then_swept_away(
     late = "UPDATE files SET expires_at = now() - interval '1 second' WHERE id = ANY(CAST(:ids AS uuid[]))"
     await fetch_all(engine, text(late), {"ids": [expired.removeprefix("file-"), str(unfinished.id)]})
     assert code_of(await client.get(f"/v1/files/{expired}/content")) == "not_found"
-    assert len(await fetch_all(engine, SWEEP_FILES, {"limit": 10})) == 2
+    await sweep(engine, settings)
     assert await stored(engine, tenant) == 1
+    left = text("SELECT count(*) AS n FROM file_chunks WHERE file_id = :id")
+    for file_id in (expired.removeprefix("file-"), str(unfinished.id)):
+        chunks = await fetch_one(engine, left, {"id": file_id})
+        assert chunks is not None
+        assert chunks["n"] == 0
 
 
 async def stored(engine: AsyncEngine, tenant: Tenant) -> int:
-    """How many files of a tenant, finished or not, there are."""
-    row = await fetch_one(engine, text("SELECT count(*) AS n FROM files WHERE tenant_id = :id"), {"id": tenant.id})
+    """How many files of a tenant, finished or not, there are that are not being deleted."""
+    row = await fetch_one(
+        engine, text("SELECT count(*) AS n FROM files WHERE tenant_id = :id AND bytes > -2"), {"id": tenant.id}
+    )
     assert row is not None
     return int(row["n"])

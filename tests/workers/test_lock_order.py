@@ -29,7 +29,9 @@ from tests.workers.test_exchange import put_budget
 from workers.exchange import Exchange
 from workers.execution import Claim, Ending, Report
 from workers.lease import Lease
+from workers.maintenance import Maintenance
 from workers.rescue import Rescuer
+from workers.windows import ALWAYS
 
 SECONDS = 6.0
 JOBS, BATCHES = 400, 3
@@ -48,10 +50,18 @@ PASS_EXPIRY = text("UPDATE jobs SET expires_at = now() - interval '5 min' WHERE 
 class Hammer:
     """Workers, rescuers and callers at the same few jobs."""
 
-    def __init__(self, engine: AsyncEngine, exchanges: list[Exchange], rescuers: list[Rescuer], jobs: list[UUID]):
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        exchanges: list[Exchange],
+        rescuers: list[Rescuer],
+        maintenance: Maintenance,
+        jobs: list[UUID],
+    ) -> None:
         self.engine = engine
         self.exchanges = exchanges
         self.rescuers = rescuers
+        self.maintenance = maintenance
         self.jobs = jobs
         self.random = random.Random(7)
         self.unreported: list[Claim] = []
@@ -87,7 +97,7 @@ class Hammer:
         for exchange in self.exchanges:
             params = {"id": exchange._lease.id, "lease_s": 600, "in_flight": 0, "models": None}
             await fetch_all(self.engine, HEARTBEAT, params | {"waiting": self.some(200)})
-        await fetch_all(self.engine, UNDISPATCH_STALE, {"queue": "mock", "stale_s": 0})
+        await fetch_all(self.engine, UNDISPATCH_STALE, {"queue": "mock", "stale_s": 0, "since": ALWAYS})
 
     async def lose(self) -> None:
         """Take a worker's lease, and give it one again: what it held meanwhile is lost."""
@@ -99,7 +109,8 @@ class Hammer:
         await asyncio.sleep(0.2)
 
     async def sweep(self) -> None:
-        await asyncio.gather(*(rescuer.sweep() for rescuer in self.rescuers))
+        await asyncio.gather(*(rescuer.rescue() for rescuer in self.rescuers), self.maintenance.expire())
+        await self.maintenance.fold()
 
     async def end(self) -> None:
         for job_id in self.some(2):
@@ -143,7 +154,8 @@ def test_no_deadlock_whatever_happens_to_the_same_jobs_at_once(
             rescuers.append(
                 Rescuer(engine, wakeups, max_deliveries=1000, local_queues=(), writer=new_id(), catalog=catalog)
             )
-        hammer = Hammer(engine, exchanges, rescuers, jobs)
+        maintenance = Maintenance(engine, engine, wakeups, writer=new_id(), free=rescuers[0].free)
+        hammer = Hammer(engine, exchanges, rescuers, maintenance, jobs)
         until = monotonic() + SECONDS
 
         async def again(act: Callable[[], Awaitable[None]]) -> int:

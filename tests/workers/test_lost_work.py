@@ -28,6 +28,7 @@ from tests.workers.test_exchange import put_budget as put_budget_by_hand
 from workers.exchange import Exchange
 from workers.execution import Claim, Ending, Report
 from workers.lease import Lease
+from workers.maintenance import Maintenance
 from workers.rescue import Rescuer
 
 PRICE = Price(Decimal(1), Decimal(2))
@@ -39,13 +40,22 @@ REQUEST = {"prompt": "Say hello.", "model": "echo", "max_tokens": 16}
 
 
 class Ground:
-    """A worker's exchange, a rescuer, and a job that the worker has claimed under a budget."""
+    """A worker's exchange, a relay's rescuer and maintenance, and a job that the worker has claimed under a budget."""
 
-    def __init__(self, database: Database, engine: AsyncEngine, exchange: Exchange, rescuer: Rescuer, claim: Claim):
+    def __init__(
+        self,
+        database: Database,
+        engine: AsyncEngine,
+        exchange: Exchange,
+        rescuer: Rescuer,
+        maintenance: Maintenance,
+        claim: Claim,
+    ) -> None:
         self.database = database
         self.engine = engine
         self.exchange = exchange
         self.rescuer = rescuer
+        self.maintenance = maintenance
         self.claim = claim
 
     def lose_the_worker(self) -> None:
@@ -93,12 +103,18 @@ def with_ground(
         await fetch_all(engine, REGISTER, {"id": lease.id, **identity})
         exchange = Exchange(engine, wakeups, catalog_of({"echo": {}}), lease)
         rescuer = Rescuer(
-            engine, wakeups, max_deliveries=3, local_queues=(), writer=new_id(), catalog=catalog_of(llms or {"echo": {}})
+            engine,
+            wakeups,
+            max_deliveries=3,
+            local_queues=(),
+            writer=new_id(),
+            catalog=catalog_of(llms or {"echo": {}}),
         )
         await put_budget_by_hand(engine, database, limit)
         claim = await exchange.claim(await reserve(engine, database), is_row=False)
         assert isinstance(claim, Claim)
-        await act(Ground(database, engine, exchange, rescuer, claim))
+        maintenance = Maintenance(engine, engine, wakeups, writer=new_id(), free=rescuer.free)
+        await act(Ground(database, engine, exchange, rescuer, maintenance, claim))
         await wakeups.close()
         await engine.dispose()
 
@@ -111,7 +127,7 @@ def test_a_lost_attempt_is_booked_at_its_worst_case_and_a_late_report_replaces_i
     async def act(ground: Ground) -> None:
         ground.lose_the_worker()
         for _ in range(2):
-            await ground.rescuer.sweep()
+            await ground.rescuer.rescue()
             assert ground.job() == ("queued", MOST)
             assert ground.balance() == (MOST, WORST)
             assert ground.ledger() == [("estimate", MOST)]
@@ -136,7 +152,7 @@ def test_an_estimate_and_its_reversal_count_as_one_attempt_of_the_usage(
     async def act(ground: Ground) -> None:
         span = {"tenant_id": database.tenant_id, "start": "2000-01-01", "end": "2100-01-01"}
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         (usage,) = await fetch_all(ground.engine, select_usage(()), span)
         assert list(usage.values()) == [1, 1, 128, 1, MOST]
         await ground.exchange.report(ground.report())
@@ -151,7 +167,7 @@ def test_a_late_report_of_an_attempt_that_called_nobody_takes_the_whole_estimate
 ) -> None:
     async def act(ground: Ground) -> None:
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         await ground.exchange.report(ground.report(Usage(), JobStatus.QUEUED))
         assert ground.ledger() == [("estimate", MOST), ("reversal", -MOST)]
         assert (ground.job(), ground.balance()) == (("queued", 0), (0, WORST))
@@ -178,7 +194,7 @@ def test_a_job_whose_budget_has_no_room_for_another_attempt_ends_and_releases_th
 ) -> None:
     async def act(ground: Ground) -> None:
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         assert (ground.job(), ground.balance()) == (("failed", MOST), (MOST, 0))
         assert database.value("SELECT error ->> 'code' FROM jobs") == "budget_exceeded"
         assert database.value("SELECT outcome FROM attempts") == "lost"
@@ -196,7 +212,7 @@ def test_a_job_that_ends_with_its_worker_is_booked_and_releases_its_reservation(
     async def act(ground: Ground) -> None:
         database.rows(f"UPDATE jobs SET {column} = now()")
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         assert (ground.job(), ground.balance()) == ((status, MOST), (MOST, 0))
 
     with_ground(database, stack, valkey, act, limit=limit)
@@ -207,10 +223,14 @@ def test_a_job_that_expires_over_its_workers_head_is_booked_too(
 ) -> None:
     async def act(ground: Ground) -> None:
         database.rows("UPDATE jobs SET expires_at = now() - interval '30 s'")
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
+        await ground.maintenance.expire()
         assert ground.job() == ("in_progress", 0)
         database.rows("UPDATE jobs SET expires_at = now() - interval '61 s'")
-        await ground.rescuer.sweep()
+        await ground.maintenance.expire()
+        assert ground.job() == ("in_progress", 0)  # not before its worst case is booked
+        await ground.rescuer.rescue()
+        await ground.maintenance.expire()
         assert (ground.job(), ground.balance()) == (("expired", MOST), (MOST, 0))
         await ground.exchange.report(ground.report())
         assert (ground.job(), ground.balance()) == (("expired", COST), (COST, 0))
@@ -223,7 +243,7 @@ def test_an_llm_that_costs_nothing_is_rescued_without_an_estimate(
 ) -> None:
     async def act(ground: Ground) -> None:
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         assert (ground.job(), ground.balance(), ground.ledger()) == (("queued", 0), (0, WORST), [])
 
     with_ground(database, stack, valkey, act, llms={"echo": {"input_price": "0", "output_price": "0"}})
@@ -234,7 +254,7 @@ def test_an_llm_that_left_the_catalogue_is_booked_at_the_reservation(
 ) -> None:
     async def act(ground: Ground) -> None:
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         assert (ground.job(), ground.balance()) == (("queued", WORST), (WORST, WORST))
 
     with_ground(database, stack, valkey, act, llms={"other": {}})
@@ -246,7 +266,7 @@ def test_an_estimate_that_postgres_refuses_does_not_keep_the_job_from_its_rescue
     async def act(ground: Ground) -> None:
         database.rows("ALTER TABLE ledger_entries ADD CHECK (kind <> 'estimate')")
         ground.lose_the_worker()
-        await ground.rescuer.sweep()
+        await ground.rescuer.rescue()
         assert (ground.job(), ground.balance()) == (("queued", 0), (0, WORST))
 
     with_ground(database, stack, valkey, act)

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.batches import rows as rows_module
 from api.batches.rows import BatchDraft, Chunk, Row, encode_rows, write_batch
 from models.database import fetch_all, fetch_one, transaction
-from models.errors import ValidationFailed
+from models.errors import Unavailable, ValidationFailed
 from models.ids import new_id
-from models.intake import COPY_ROWS
+from models.intake import ABANDON_INTAKE, BEGIN_INTAKE, COPY_ROWS, SWEEP_ROWS
+from models.wakeups import Wakeups
 from tests.api.acting import Tenant
+from workers import maintenance as maintenance_module
+from workers.maintenance import Maintenance
 
 pytestmark = pytest.mark.anyio
 
@@ -131,3 +135,118 @@ async def test_a_batch_that_was_cancelled_while_its_file_was_read_gets_no_rows(
     written = await write_batch(engine, draft, chunks(encode_rows(draft.id, [Row(1, 1, cells=["x"])])))
     assert written is None
     assert await rows_of(engine, draft.id) == []
+
+
+async def slow_chunks(engine: AsyncEngine, draft: BatchDraft, seen: list[tuple[int, int, int]]) -> AsyncIterator[Chunk]:
+    """Six rows, one by one; before each, what others see of the batch: its rows, itself, and who holds a snapshot."""
+    look = text(
+        "SELECT (SELECT count(*) FROM batch_rows WHERE batch_id = :id) AS rows,"
+        " (SELECT count(*) FROM batches WHERE id = :id) AS batches,"
+        " (SELECT count(*) FROM intakes WHERE id = :id) AS intakes"
+    )
+    for number in range(1, 7):
+        found = await fetch_one(engine, look, {"id": draft.id})
+        assert found is not None
+        seen.append((found["rows"], found["batches"], found["intakes"]))
+        yield encode_rows(draft.id, [Row(number, number, cells=["x"])])
+
+
+async def test_rows_are_committed_in_slices_and_their_batch_is_there_only_at_the_end(
+    engine: AsyncEngine, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_SLICE_ROWS", 2)
+    seen: list[tuple[int, int, int]] = []
+    draft = draft_of(tenant)
+    assert await write_batch(engine, draft, slow_chunks(engine, draft, seen)) == draft.id
+    assert seen == [(0, 0, 0), (0, 0, 0), (2, 0, 1), (2, 0, 1), (4, 0, 1), (4, 0, 1)]
+    assert len(await rows_of(engine, draft.id)) == 6
+    assert await intakes(engine, draft.id) == 0
+
+
+async def intakes(engine: AsyncEngine, batch_id: UUID) -> int:
+    return len(await fetch_all(engine, text("SELECT FROM intakes WHERE id = :id"), {"id": batch_id}))
+
+
+async def test_a_file_that_is_refused_after_some_slices_leaves_nothing(
+    engine: AsyncEngine, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_SLICE_ROWS", 2)
+    draft = draft_of(tenant)
+
+    async def refused() -> AsyncIterator[Chunk]:
+        for number in range(1, 6):
+            yield encode_rows(draft.id, [Row(number, number, cells=["x"])])
+        raise ValidationFailed("The last row is wrong.")
+
+    with pytest.raises(ValidationFailed, match="last row"):
+        await write_batch(engine, draft, refused())
+    assert await rows_of(engine, draft.id) == []
+    assert await intakes(engine, draft.id) == 0
+
+
+async def test_a_writer_whose_rows_were_given_up_can_write_no_more_and_makes_no_batch(
+    engine: AsyncEngine, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_SLICE_ROWS", 1)
+    draft = draft_of(tenant)
+
+    async def stalled(rows: int) -> AsyncIterator[Chunk]:
+        for number in range(1, rows + 1):
+            if number == 3:
+                await fetch_all(engine, ABANDON_INTAKE, {"id": draft.id, "writer": None})
+                await fetch_all(engine, SWEEP_ROWS, {"id": draft.id, "rows": 100})
+            yield encode_rows(draft.id, [Row(number, number, cells=["x"])])
+
+    with pytest.raises(Unavailable):
+        await write_batch(engine, draft, stalled(4))
+    assert await rows_of(engine, draft.id) == []
+    assert await fetch_all(engine, text("SELECT FROM batches WHERE id = :id"), {"id": draft.id}) == []
+
+
+async def test_a_second_reader_starts_from_nothing_and_the_first_cannot_begin_its_half(
+    engine: AsyncEngine, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_SLICE_ROWS", 1)
+    draft = draft_of(tenant, waits=True)
+    waiting = text(
+        "INSERT INTO batches (id, tenant_id, status, endpoint, completion_window, expires_at)"
+        " VALUES (:id, :tenant_id, 'validating', '/v1/chat/completions', '24h', now() + interval '1 day')"
+    )
+    await fetch_all(engine, waiting, {"id": draft.id, "tenant_id": tenant.id})
+    whole = [encode_rows(draft.id, [Row(number, number, cells=["x"])]) for number in range(1, 5)]
+
+    async def overtaken() -> AsyncIterator[Chunk]:
+        yield whole[0]
+        yield whole[1]
+        assert await write_batch(engine, draft, chunks(*whole)) == draft.id
+        yield whole[2]
+
+    with pytest.raises(Unavailable):
+        await write_batch(engine, draft, overtaken())
+    assert [row["number"] for row in await rows_of(engine, draft.id)] == [1, 2, 3, 4]
+    batch = await fetch_one(engine, text("SELECT status, total FROM batches WHERE id = :id"), {"id": draft.id})
+    assert batch is not None
+    assert dict(batch) == {"status": "in_progress", "total": 4}
+
+
+async def test_rows_of_a_dead_writer_are_swept_in_steps_and_those_of_a_live_one_are_not(
+    engine: AsyncEngine, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, api_redis_url: str
+) -> None:
+    monkeypatch.setattr(maintenance_module, "_ROWS_AT_ONCE", 3)
+    begun, dead, alive = draft_of(tenant), new_id(), new_id()
+    rows = [Row(number, number, cells=["x"]) for number in range(1, 11)]
+    await write_batch(engine, begun, chunks(encode_rows(begun.id, rows)))
+    for batch_id in (dead, alive):
+        await fetch_all(engine, BEGIN_INTAKE, {"id": batch_id, "writer": new_id()})
+        await fetch_all(
+            engine,
+            text("INSERT INTO batch_rows (batch_id, number, line) SELECT :id, n, n FROM generate_series(1, 10) n"),
+            {"id": batch_id},
+        )
+    silent = text("UPDATE intakes SET touched_at = now() - interval '1 hour' WHERE id = :id")
+    await fetch_all(engine, silent, {"id": dead})
+    wakeups = Wakeups(api_redis_url)
+    await Maintenance(engine, engine, wakeups, writer=new_id(), free=()).sweep_intakes()
+    await wakeups.close()
+    assert [len(await rows_of(engine, batch_id)) for batch_id in (begun.id, dead, alive)] == [10, 0, 10]
+    assert (await intakes(engine, dead), await intakes(engine, alive)) == (0, 1)
