@@ -84,6 +84,7 @@ def test_a_job_whose_model_file_is_broken_falls_back_to_the_other_tier(
     with both_tiers(stack, database, catalog_with_another_file(tmp_path, MEDIUM, broken)) as run:
         job = run(model="medium")
         assert outcomes(job) == [(MEDIUM, "failed"), (SMALL, "completed")]
-        assert "truncated.gguf" in job["attempts"][0]["error"]["message"]
+        assert job["attempts"][0]["error"]["message"] == "the model cannot be run here"
+        assert "truncated.gguf" in "".join(log.read_text(errors="replace") for log in stack.directory.glob("*.log"))
         assert (job["tier"], job["result"]["model"]) == ("small", SMALL)
         assert outcomes(run(model="small")) == [(SMALL, "completed")]

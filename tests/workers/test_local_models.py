@@ -61,5 +61,7 @@ def test_a_broken_file_fails_its_jobs_at_once_and_the_others_go_on(stack: Stack,
     database.wait_until_finished()
     failed = database.rows("SELECT error FROM jobs WHERE status = 'failed'")
     assert [row["error"]["code"] for row in failed] == ["internal", "internal"]
-    assert all("is cut off within its header" in row["error"]["message"] for row in failed)
+    assert all(row["error"]["message"] == "the model cannot be run here" for row in failed)
+    logs = "".join(log.read_text(errors="replace") for log in stack.directory.glob("*.log"))
+    assert f"the model file {broken} is cut off within its header" in logs
     assert database.count("completed") == 1
