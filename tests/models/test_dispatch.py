@@ -1,7 +1,8 @@
 """Whose turn it is: the relay's selection on a real Postgres."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -13,7 +14,7 @@ from models.database import create_engine, dump_json, fetch_all
 from models.dispatch import DISPATCH, SELECT_WAITING, SELECT_WINDOWS, UNDISPATCH_STALE
 from models.ids import new_id
 from models.process import SELECT_BACKLOG
-from tests.stack import Database, Row
+from tests.stack import Database
 from workers.dispatcher import Dispatcher, dispatch_params
 from workers.publisher import BrokerUnavailable, Message
 from workers.settings import RelaySettings
@@ -306,7 +307,7 @@ def _load(database: Database, status: str, jobs: int, finished_at: str) -> None:
     )
 
 
-async def _pages(relay: Relay, statement: str, params: Row) -> int:
+async def _pages(relay: Relay, statement: str, params: Mapping[str, Any]) -> int:  # Any: what psycopg adapts
     """The pages that a statement reads, whichever plan Postgres makes."""
     explained = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}")
     (row,) = await fetch_all(relay.engine, explained, params)
