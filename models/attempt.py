@@ -235,6 +235,7 @@ RESCUE = text(f"""
     WITH orphan AS MATERIALIZED (
         SELECT j.id FROM jobs j
         WHERE j.status = 'in_progress' AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
+          AND {IS_BOOKED}
     ), lost AS (
         SELECT j.id, j.attempt_id FROM jobs j
         WHERE j.id = ANY(ARRAY(SELECT id FROM orphan ORDER BY id LIMIT :limit)) AND j.status = 'in_progress'

@@ -290,9 +290,9 @@ EXPIRE_JOBS = text(f"""
            AND expires_at > '-infinity' AND expires_at <= now()
          ORDER BY expires_at LIMIT :limit)
         UNION ALL
-        (SELECT id FROM jobs
+        (SELECT id FROM jobs j
          WHERE status IN ('queued', 'in_progress') AND status = 'in_progress'
-           AND expires_at > '-infinity' AND expires_at <= now() - make_interval(secs => :grace_s)
+           AND expires_at > '-infinity' AND expires_at <= now() - make_interval(secs => :grace_s) AND {IS_BOOKED}
          ORDER BY expires_at LIMIT :limit)
     ), locked AS MATERIALIZED (
         SELECT id, attempt_id FROM jobs j

@@ -64,7 +64,8 @@ def test_everything_may_die_under_a_batch(stack: Stack, database: Database) -> N
     assert_rows_ended_once(database, batch_id)
     assert counts(database, batch_id)["completed"] == rows
     wrong = (
-        "SELECT j.id FROM jobs j JOIN batch_rows r ON r.batch_id = j.batch_id AND r.number = j.batch_row"
+        "SELECT j.id, j.result, j.request, j.rescues, r.number, r.cells FROM jobs j"
+        " JOIN batch_rows r ON r.batch_id = j.batch_id AND r.number = j.batch_row"
         " WHERE j.result ->> 'text' IS DISTINCT FROM r.cells[1] || '!'"
     )
     assert database.rows(wrong) == []

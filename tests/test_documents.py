@@ -1,5 +1,6 @@
 """Documents that can be checked are checked. ``python -m tests.test_documents`` writes them anew."""
 
+import re
 from pathlib import Path
 
 from pydantic_settings import BaseSettings
@@ -61,3 +62,10 @@ def test_what_the_readme_links_exists() -> None:
 
 if __name__ == "__main__":
     CONFIGURATION.write_text(configuration(), encoding="utf-8")
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert named - set(re.findall(r"def (test_\w+)", sources)) == set()
