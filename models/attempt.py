@@ -238,7 +238,7 @@ RESCUE = text(f"""
           AND {IS_BOOKED}
     ), lost AS (
         SELECT j.id, j.attempt_id FROM jobs j
-        WHERE j.id = ANY(ARRAY(SELECT id FROM orphan ORDER BY id LIMIT :limit)) AND j.status = 'in_progress'
+        WHERE j.id = ANY(ARRAY(SELECT id FROM orphan ORDER BY id LIMIT :limit)) AND {IN_PROGRESS}
           AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
           AND {IS_BOOKED}
         ORDER BY j.id

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.base import Base, Cost, Json, PrimaryId, Usd
 from models.batch import count_ended
 from models.budget import MOVED
-from models.lifecycle import JobStatus, sources_of
+from models.lifecycle import UNFINISHED, JobStatus, sources_of
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
@@ -227,6 +227,11 @@ def _list_jobs(status: str | None) -> TextClause:
     """)
 
 
+def _of_batch_with_status(status: str | None) -> str:
+    """As _with_status; the unfinished jobs of a batch are found by ix_jobs_batch_unfinished_id, not among all queued."""
+    return f"AND finished_at IS NULL AND status || '' = '{status}'" if status in UNFINISHED else _with_status(status)
+
+
 def _list_batch_jobs(status: str | None) -> TextClause:
     return text(f"""
         WITH position AS MATERIALIZED (
@@ -235,7 +240,7 @@ def _list_batch_jobs(status: str | None) -> TextClause:
             SELECT {_LAST_ROW} WHERE CAST(:after AS uuid) IS NULL
         )
         {_JOB_VIEW}
-        WHERE batch_id = :batch_id AND batch_id IS NOT NULL {_with_status(status)}
+        WHERE batch_id = :batch_id AND batch_id IS NOT NULL {_of_batch_with_status(status)}
           AND EXISTS (SELECT FROM batches WHERE id = :batch_id AND tenant_id = :tenant_id)
           AND (batch_row, batch_round) < ((SELECT batch_row FROM position), (SELECT batch_round FROM position))
         ORDER BY batch_row DESC, batch_round DESC

@@ -64,10 +64,11 @@ _ENTRY = "CAST(l.created_at AT TIME ZONE 'UTC' AS date), l.llm, l.team, l.end_us
 _USED = f"""
     {PROGRESS}, span AS MATERIALIZED (
         SELECT rolled_until, whole_from,
-               greatest(whole_from, CASE WHEN :end >= rolled_until THEN 'infinity'
+               greatest(whole_from, CASE WHEN CAST(:end AS timestamptz) >= rolled_until THEN 'infinity'
                                          ELSE date_trunc('day', CAST(:end AS timestamptz), 'UTC') END) AS whole_to
         FROM progress, LATERAL (
-            SELECT date_trunc('day', :start + interval '1 day' - interval '1 microsecond', 'UTC') AS whole_from) f
+            SELECT date_trunc('day', CAST(:start AS timestamptz) + interval '1 day' - interval '1 microsecond', 'UTC')
+                   AS whole_from) f
     ), entry AS MATERIALIZED (
         SELECT l.* FROM span CROSS JOIN LATERAL (
             SELECT l.* FROM ledger_entries l

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
@@ -18,6 +19,13 @@ _TEMPLATE = "migrated"
 
 # As in workers: before the native library is loaded, so that engines of several test processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(autouse=True)
+def logs_of_its_own() -> Iterator[None]:
+    """A test that starts the app configures logging for its own captured output only."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -119,16 +119,18 @@ class Rotation:
 
     def serve(self, tenant_id: UUID, jobs: int) -> None:
         """Jobs of a tenant were published."""
-        tenant = self._tenants[tenant_id]
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return  # the other dispatcher has seen in the meantime that nothing of it waits
         start = self._served(tenant)
         tenant.served = start + jobs / tenant.weight
         self._clock = max(self._clock, tenant.served - 1 / tenant.weight)
 
     def advance(self, ask: Ask, since: datetime | None) -> None:
         """Of what was asked for, nothing is left before ``since``, or nothing at all."""
-        tenant = self._tenants[ask.tenant_id]
-        level = tenant.levels.get(ask.priority)
-        if level is None or level.version != ask.version:
+        tenant = self._tenants.get(ask.tenant_id)
+        level = None if tenant is None else tenant.levels.get(ask.priority)
+        if tenant is None or level is None or level.version != ask.version:
             return  # more were found in the meantime
         if since is None:
             del tenant.levels[ask.priority]

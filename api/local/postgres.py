@@ -25,7 +25,7 @@ SETTINGS = {
     "unix_socket_directories": "",
     "fsync": "on",
     "synchronous_commit": "on",
-    "max_connections": "200",
+    "max_connections": "300",
     "shared_buffers": "128MB",
     # Queue tables turn over fast: dead rows are to go within seconds, before scans have to step over them.
     "autovacuum_naptime": "10s",

@@ -132,7 +132,6 @@ def test_every_pool_of_the_processes_is_counted() -> None:
         if re.search(r"\bcreate_engine\(\s*\w*\.?database_url", path.read_text(encoding="utf-8"))
     }
     assert makers == {
-        "api/app.py",
         "api/batches/intake.py",
         "api/batches/validator.py",
         "api/keys.py",

@@ -291,7 +291,7 @@ async def test_jobs_are_found_by_their_ids_beside_a_long_transaction(database: D
         chosen = dict(dispatch_params("mock", window.rotation.choose(20, {}), 20, rows=False))
         assert await _pages(relay, DISPATCH.text, chosen) < 1500
         claims = [{"job_id": job_id, "attempt_id": new_id()} for job_id in jobs]
-        claim = {"rows": dump_json(claims), "worker_id": worker_id, "providers": "{}"}
+        claim = {"rows": dump_json(claims), "worker_id": worker_id, "providers": "{}", "local_queues": []}
         assert await _pages(relay, CLAIM.text, claim) < 1500
         assert database.count("in_progress") == 20
 

@@ -20,8 +20,8 @@ from tests.stack import Database
 pytestmark = pytest.mark.anyio
 
 FINISHED = 200_000
-EXPIRE = {"limit": 500, "grace_s": 60.0, "error": "{}", "writer": UUID(int=1)}
-RESCUED = {"limit": 500, "max_deliveries": 5, "writer": UUID(int=1)}
+EXPIRE = {"free": ["echo"], "limit": 500, "grace_s": 60.0, "error": "{}", "writer": UUID(int=1)}
+RESCUED = {"free": ["echo"], "local_queues": [], "limit": 500, "max_deliveries": 5, "writer": UUID(int=1)}
 RESCUED |= {"max_deliveries_error": "{}", "expired_error": "{}"}
 
 

@@ -11,7 +11,7 @@ from alembic import command
 from models.database import alembic_config, migrate
 from tests.stack import ROOT, Database, wait_until
 
-BEFORE = "20261121_0007"
+BEFORE = "20261127_dispatch"
 ADVISORY_LOCK = 0x48454144
 VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
 

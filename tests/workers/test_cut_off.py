@@ -48,7 +48,7 @@ def test_jobs_go_to_the_other_worker_while_one_is_cut_off(stack: Stack, database
     stack.worker(concurrency=4)
     database.submit(prompts(400))
     wait_until(lambda: database.count("completed") == 400)
-    wait_until(lambda: "report.waits" in log_of(stack, "worker"))
+    wait_until(lambda: "reports.wait" in log_of(stack, "worker"))
     assert database.count("in_progress") == 2
     proxy.open()
     database.wait_until_finished()
@@ -160,7 +160,7 @@ def test_read_only_postgres_refuses_submissions_and_loses_no_answer(valkey: Embe
             answer = httpx.post(f"{api}/v1/jobs", json={"prompt": "no"}, headers=headers, timeout=30)
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) > 0
-            wait_until(lambda: log_of(stack, "worker").count("report.waits") > 0)
+            wait_until(lambda: log_of(stack, "worker").count("reports.wait") > 0)
             time.sleep(5)
             assert database.count("in_progress") == 50
             switch(url, "off")
