@@ -136,6 +136,10 @@ def _ended_as(status: str, condition: str = "true", name: str = "") -> str:
     )
 
 
+_ONE_BY_ONE = "r.outcome || '' = r.outcome"
+"""SQL: true of every report. PostgreSQL expects few rows of it, and so looks up each attempt and job by its key: a plan
+that was made while the tables were small, and is kept, would read them from end to end."""
+
 FINISH = text(f"""
     WITH done AS (
         SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
@@ -145,6 +149,7 @@ FINISH = text(f"""
             input_price numeric, output_price numeric, cached_input_price numeric, cost_usd numeric,
             status text, result jsonb, job_error jsonb, retry_in_s double precision, route_index smallint,
             llm_failures smallint, tier text, queue text, topped_up_usd numeric)
+        WHERE {_ONE_BY_ONE}
     ), verdict AS (
         SELECT d.*, j.api_key_id, j.team, j.end_user, j.budget_periods, j.reserved_usd, j.batch_id, j.batch_copies,
                j.status = 'in_progress' AND j.attempt_id = d.attempt_id AS held,

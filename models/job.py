@@ -228,7 +228,7 @@ def _list_jobs(status: str | None) -> TextClause:
 
 
 def _of_batch_with_status(status: str | None) -> str:
-    """As _with_status; the unfinished jobs of a batch are found by ix_jobs_batch_unfinished_id, not among all queued."""
+    """As _with_status; unfinished jobs are found by ``ix_jobs_batch_unfinished_id``, not among all that are queued."""
     return f"AND finished_at IS NULL AND status || '' = '{status}'" if status in UNFINISHED else _with_status(status)
 
 

@@ -47,6 +47,10 @@ _FEED_PAUSE_S = 0.05
 _ROWS_PAUSE_S = 0.01
 """Rows of batches are looked at this often at most: fewer looks, and more rows at each."""
 
+DISPATCH_PARAMETERS = {"plan_cache_mode": "force_generic_plan"}
+"""The values of what dispatches and feeds come in arrays, so plans do not depend on them: to plan each time would take
+longer than to look."""
+
 _LOST_MESSAGE_FACTOR = 20
 """A job whose message is lost while its queue is never empty waits this many times longer."""
 
@@ -71,7 +75,11 @@ class Relay:
         # A mark that a crash of Postgres undoes is a message sent twice, and rows that it undoes are fed again: not
         # worth a disk flush.
         self._dispatch_engine = create_engine(
-            settings.database_url, name="relay", pool_size=3, synchronous_commit=False
+            settings.database_url,
+            name="relay",
+            pool_size=3,
+            synchronous_commit=False,
+            parameters=DISPATCH_PARAMETERS,
         )
         self._writer = new_id()
         self._feeder = Feeder(self._dispatch_engine, settings)
@@ -139,10 +147,10 @@ class Relay:
             except _OUTSIDE_ERRORS as error:
                 log.warning("relay.dispatch_failed", error=_first_line(error))
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
-            await asyncio.sleep(pause_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
                     await woken.wait()
+            await asyncio.sleep(pause_s)  # single jobs are looked at first
 
     async def _feed_forever(self) -> None:
         """Keep the buffers of batches' rows filled."""
