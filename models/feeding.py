@@ -155,7 +155,7 @@ def share_buffer(tenants: Sequence[Waiting], buffer: int) -> list[int]:
     """How many jobs of each tenant may be unpublished so that a queue's ``buffer`` is shared max-min by weight.
 
     A tenant that holds more than its share keeps it, and takes nothing of the others' shares. What cannot be divided
-    goes to those that come first.
+    goes to those that come first, and last to those that hold more than their share already.
     """
     low, high = 0, buffer
     while low < high:
@@ -171,6 +171,10 @@ def share_buffer(tenants: Sequence[Waiting], buffer: int) -> list[int]:
         if left > 0 and tenant.held <= share:
             shares[place] += min(left, more - share)
             left -= shares[place] - share
+    for place, (tenant, share, more) in enumerate(zip(tenants, shares, nexts, strict=True)):
+        if left > 0 and share < tenant.held < more:
+            shares[place] = min(more, tenant.held + left)
+            left -= shares[place] - tenant.held
     return shares
 
 

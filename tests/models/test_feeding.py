@@ -80,6 +80,10 @@ def test_with_more_tenants_than_places_those_that_come_first_get_one_each() -> N
     assert share_buffer([idle, idle, busy, idle, busy], 3) == [1, 0, 0, 0, 0]
 
 
+def test_a_place_that_nobody_else_takes_goes_to_who_holds_more_than_its_share() -> None:
+    assert share_buffer([Waiting(0, 10, weight=2), Waiting(13, 2, weight=3)], 24) == [10, 14]
+
+
 @given(
     st.lists(st.builds(Waiting, st.integers(0, 30), st.integers(0, 30), st.integers(1, 3)), min_size=1, max_size=12),
     st.integers(0, 60),

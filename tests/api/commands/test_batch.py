@@ -63,10 +63,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 
 def test_ctrl_c_leaves_the_batch_running_and_says_how_to_come_back(person: Person) -> None:
-    person.write("rows.csv", lines_of([f"row {number}" for number in range(120)]))
+    person.write("rows.csv", lines_of([f"row {number}" for number in range(40)]))
     ask = ("batch", "run", "rows.csv", "--prompt", "{{text}}", "--model", "slow", "-o", "out.csv")
     with person.start(*ask) as running:
-        head = read_until(running, "/120 rows")
+        head = read_until(running, "/40 rows")
         running.send_signal(signal.SIGINT)
         _, rest = running.communicate(timeout=20)
         assert running.returncode == 130, rest
@@ -75,8 +75,8 @@ def test_ctrl_c_leaves_the_batch_running_and_says_how_to_come_back(person: Perso
     (command,) = [line.strip() for line in rest.splitlines() if line.strip().startswith("headrace ")]
     assert command == f"headrace batch watch {batch_in(head)} -o out.csv"
     done = person.run(*shlex.split(command)[1:])
-    assert "120 of 120 rows completed" in done.stderr
-    assert [row["output"] for row in person.sheet("out.csv")] == [f"row {number}" for number in range(120)]
+    assert "40 of 40 rows completed" in done.stderr
+    assert [row["output"] for row in person.sheet("out.csv")] == [f"row {number}" for number in range(40)]
 
 
 def test_a_file_with_problems_is_refused_with_their_lines(person: Person, running: Running) -> None:

@@ -46,7 +46,7 @@ def test_it_is_durable_and_listens_on_this_machine_only(server: EmbeddedPostgres
         "full_page_writes": "on",
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
-        "max_connections": "200",
+        "max_connections": "300",
         "password_encryption": "scram-sha-256",
         "server_encoding": "UTF8",
         "data_checksums": "on",
