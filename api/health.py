@@ -19,7 +19,7 @@ from models.wakeups import Wakeups
 
 FRESH_S = 1.0
 TIMEOUT_S = 3.0
-MOST_COUNTED = 100_000
+MOST_COUNTED = 10_000
 ESSENTIAL = ("postgres", "migrations")
 
 State = Literal["ok", "degraded", "down"]

@@ -28,6 +28,7 @@ from uuid import UUID
 import httpx
 import psycopg
 
+from api.health import MOST_COUNTED
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from benchmarks.ground import print_fsync, print_machine
@@ -288,7 +289,7 @@ async def measure_statements(stack: Stack, url: str, samples: int, measured: Mea
             await timed("dispatch, nothing due", dispatcher.dispatch)
         params = {"limit": 500, "writer": worker.id, "max_deliveries": 5, "grace_s": 60.0, "error": "{}"}
         params |= {"max_deliveries_error": "{}", "expired_error": "{}", "free": []}
-        backlog = {"queues": [SERVED, CROWDED], "most": 100_000}
+        backlog = {"queues": [SERVED, CROWDED], "most": MOST_COUNTED}
         batch = to_wire(BATCH, UUID("00000000-0000-4000-9000-000000000001"))
         for _ in range(samples // 2):
             await timed("expire", partial(fetch_all, engine, EXPIRE_JOBS, params))
