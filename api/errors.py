@@ -38,7 +38,7 @@ _UNAVAILABLE = {
     DatabaseFailure.TIMEOUT: ("The request took too long", "ask for less, such as a shorter period", 30),
     DatabaseFailure.FULL: ("Postgres is out of space or memory", "nothing was recorded", 30),
 }
-"""What a caller is told of each failure of Postgres that is not the request's fault: what happened, what that means or
+"""What a caller reads about each failure of Postgres that is not the request's fault: what happened, what that means or
 what to do, and the seconds after which to try again."""
 
 

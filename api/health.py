@@ -1,4 +1,4 @@
-"""Whether the parts of the system are there, asked at most once a second, whoever and how many ask."""
+"""Whether the parts of the system are there, asked at most once a second, however many callers ask."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -50,7 +50,7 @@ class Shares:
 
     @asynccontextmanager
     async def next_of(self, tenant_id: UUID) -> AsyncIterator[None]:
-        """Do one more of what has begun, however long the tenant's others take."""
+        """Do one more of what has started, however long the tenant's others take."""
         async with self._held(tenant_id, None):
             yield
 

@@ -60,8 +60,8 @@ def submit(port: int, key: str, seconds: float, rate: float) -> Measured:
     measured = Measured()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    begun = due = monotonic()
-    while due < begun + seconds:
+    started = due = monotonic()
+    while due < started + seconds:
         sleep(max(0.0, due - monotonic()))
         connection.request("POST", "/v1/jobs", b'{"prompt": "The wheel turns.", "max_tokens": 8}', headers)
         response = connection.getresponse()

@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from models.session import SESSION, require_session, startup_options
+from models.telemetry import summarize
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 Params = Mapping[str, Any]  # Any: whatever psycopg can adapt
@@ -226,11 +227,7 @@ def classify(error: BaseException) -> DatabaseFailure | None:
 def describe(error: BaseException) -> str:
     """One line about an error for a log: of Postgres's its SQLSTATE and message, never its details, which have pieces
     of rows."""
-    diagnosis = getattr(getattr(error, "orig", None), "diag", None)
-    message = getattr(diagnosis, "message_primary", None)
-    if message is not None:
-        return f"{getattr(diagnosis, 'sqlstate', None)}: {message}"
-    return str(error).partition("\n")[0] or type(error).__name__
+    return summarize(error).partition("\n")[0] or type(error).__name__
 
 
 SELECT_REVISION = text(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database import classify
+from models.database import classify, describe
 from workers.publisher import BrokerUnavailable
 
 _OUTSIDE_ERRORS = (SQLAlchemyError, OSError, BrokerUnavailable)
@@ -42,7 +42,7 @@ async def perform_once(duty: Duty) -> None:
         log.warning(
             "relay.duty_failed",
             duty=duty.name,
-            error=(str(error).splitlines() or [type(error).__name__])[0],
+            error=describe(error),
             kind=classify(error) or type(error).__name__,
             exc_info=not isinstance(error, _OUTSIDE_ERRORS),
         )

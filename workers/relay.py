@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.catalog import Catalog, load_catalog
-from models.database import create_engine, fetch_all
+from models.database import create_engine, describe, fetch_all
 from models.dispatch import UNDISPATCH_STALE
 from models.errors import ConfigurationError
 from models.ids import new_id
@@ -145,7 +145,7 @@ class Relay:
             try:
                 await dispatcher.dispatch()
             except _OUTSIDE_ERRORS as error:
-                log.warning("relay.dispatch_failed", error=_first_line(error))
+                log.warning("relay.dispatch_failed", error=describe(error))
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
@@ -160,7 +160,7 @@ class Relay:
             try:
                 meal = await self._feeder.feed()
             except _OUTSIDE_ERRORS as error:
-                log.warning("relay.feed_failed", error=_first_line(error))
+                log.warning("relay.feed_failed", error=describe(error))
             if meal is not None and meal.rows:
                 self._fed.set()
             pause_s = _FEED_PAUSE_S / 5 if meal is not None and meal.ran_dry else _FEED_PAUSE_S
@@ -205,10 +205,6 @@ class Relay:
 
 
 _OUTSIDE_ERRORS = (SQLAlchemyError, BrokerUnavailable, OSError)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:  # Any: the types of a coroutine's sends

@@ -168,7 +168,7 @@ async def write_batch(
 
     What ``chunks`` raises leaves nothing that could run; nor do BudgetExceeded, CostCapExceeded and ValidationFailed,
     for custom ids that several rows have and for a batch without rows. ``draft`` is read after the last chunk.
-    ``distinct``: whoever made the chunks has seen to it that custom ids are.
+    ``distinct``: the maker of the chunks has checked that custom ids are.
     """
     if draft.waits:
         await _sweep_earlier(engine, draft.id)
