@@ -287,7 +287,13 @@ SELECT_HELD = text("""
     SELECT id AS job_id, attempt_id, cancel_requested_at IS NOT NULL AS cancel_requested
     FROM jobs WHERE status = 'in_progress' AND worker_id = :worker_id
 """)
-"""What Postgres believes a worker runs."""
+"""What Postgres believes a worker runs. It reads what the worker ran before, too, while a long transaction is open."""
+
+SELECT_STILL_HELD = text(f"""
+    SELECT id AS job_id, attempt_id, cancel_requested_at IS NOT NULL AS cancel_requested
+    FROM jobs WHERE id = ANY(CAST(:job_ids AS uuid[])) AND {IN_PROGRESS} AND worker_id = :worker_id
+""")
+"""Which of the jobs that a worker runs Postgres believes it runs."""
 
 RELEASE = text(f"""
     WITH mine AS (

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.base import Base, Cost, Json, PrimaryId, Usd
 from models.batch import count_ended
 from models.budget import MOVED
-from models.lifecycle import UNFINISHED, JobStatus, sources_of
+from models.lifecycle import IN_PROGRESS, QUEUED, UNFINISHED, JobStatus, sources_of
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
@@ -20,6 +20,11 @@ NEWLY_DUE = text("finished_at IS NULL AND dispatched_at IS NULL")
 PUBLISHED = text("finished_at IS NULL AND dispatched_at IS NOT NULL")
 """Neither published nor finished; published and not finished, which fills a queue's window. They do not name
 ``status``: only one index serves a statement with such a condition, whatever PostgreSQL believes about the table."""
+
+EXPIRING = text("status IN ('queued', 'in_progress') AND expires_at > '-infinity'")
+"""Not finished. The bound, which excludes nothing, keeps every statement off the index that does not look for expired
+jobs: where few jobs are unfinished PostgreSQL takes it for the cheapest way to any of them, and reads all its entries,
+which beside a long transaction are those of all jobs that finished since."""
 
 
 class Job(Base):
@@ -53,7 +58,7 @@ class Job(Base):
             postgresql_where=PUBLISHED,
         ),
         Index("ix_jobs_in_progress", "worker_id", postgresql_where=text("status = 'in_progress'")),
-        Index("ix_jobs_unfinished", "expires_at", postgresql_where=text("status IN ('queued', 'in_progress')")),
+        Index("ix_jobs_expiring", "expires_at", postgresql_where=EXPIRING),
         Index(
             "uq_jobs_idempotency_key",
             "tenant_id",
@@ -302,8 +307,8 @@ EXPIRE_JOBS = text(f"""
     ), locked AS MATERIALIZED (
         SELECT id, attempt_id FROM jobs j
         WHERE id = ANY(ARRAY(SELECT id FROM late))
-          AND (status = 'queued' AND expires_at <= now()
-               OR status = 'in_progress' AND expires_at <= now() - make_interval(secs => :grace_s) AND {IS_BOOKED})
+          AND ({QUEUED} AND expires_at <= now()
+               OR {IN_PROGRESS} AND expires_at <= now() - make_interval(secs => :grace_s) AND {IS_BOOKED})
         ORDER BY id
         FOR UPDATE SKIP LOCKED
     ), closed AS (
@@ -324,7 +329,7 @@ EXPIRE_JOBS = text(f"""
 those that run. A job in progress is ended only after ``grace_s``: its worker ends it itself and knows what it used;
 what it may have cost was booked before.
 
-The jobs are found in the order of ``expires_at`` by ``ix_jobs_unfinished`` and locked in the order of their ids. Of a
+The jobs are found in the order of ``expires_at`` by ``ix_jobs_expiring`` and locked in the order of their ids. Of a
 range with two ends PostgreSQL expects few rows even before it has counted any: with one end it would choose another
 index, and read every job that waits.
 """

@@ -18,10 +18,17 @@ from models.usage import entry_id
 _IS_LOST = """(NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
                OR j.expires_at <= now() - make_interval(secs => :grace_s))"""
 
-SELECT_UNBOOKED = text(f"""
+SELECT_UNBOOKED = text("""
     WITH lost AS MATERIALIZED (
         SELECT j.id, j.attempt_id, j.reserved_usd, j.request FROM jobs j
-        WHERE j.status = 'in_progress' AND {_IS_LOST} AND (CAST(:after AS uuid) IS NULL OR j.id > :after)
+        WHERE :orphans AND j.status = 'in_progress' AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
+          AND (CAST(:after AS uuid) IS NULL OR j.id > :after)
+        UNION ALL
+        SELECT j.id, j.attempt_id, j.reserved_usd, j.request FROM jobs j
+        WHERE j.status IN ('queued', 'in_progress') AND j.status = 'in_progress'
+          AND j.expires_at > '-infinity' AND j.expires_at <= now() - make_interval(secs => :grace_s)
+          AND NOT (:orphans AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id))
+          AND (CAST(:after AS uuid) IS NULL OR j.id > :after)
     )
     SELECT l.id AS job_id, a.id AS attempt_id, a.llm, a.started_at, l.reserved_usd, l.request
     FROM lost l JOIN attempts a ON a.id = l.attempt_id
@@ -29,7 +36,8 @@ SELECT_UNBOOKED = text(f"""
     ORDER BY l.id LIMIT :limit
 """)
 """Jobs in progress whose process is gone, or which are ``grace_s`` past their expiry, and whose attempts may have cost
-something that is not booked, after a job ``after``; ``free``: the LLMs that cost nothing."""
+something that is not booked, after a job ``after``; ``free``: the LLMs that cost nothing. Without ``orphans`` only the
+latter: the search for the others reads what every worker ran before, too, while a long transaction is open."""
 
 BOOK_LOST = text(f"""
     WITH estimate AS (

@@ -74,6 +74,8 @@ REAP = text("DELETE FROM processes WHERE lease_expires_at < now() RETURNING id, 
 """Remove the processes whose lease has run out; not right after Postgres was away, when none could beat
 (:class:`workers.reaper.Reaper`)."""
 
+SELECT_IDS = text("SELECT id FROM processes")
+
 SELECT_LIVE = text("""
     SELECT role, name, queues, capacity, in_flight, started_at, lease_expires_at
     FROM processes WHERE lease_expires_at > now() ORDER BY role, name

@@ -38,9 +38,10 @@ class LostWork:
         self._grace_s = grace_s
         self.free = [name for name, llm in catalog.llms.items() if _is_free(llm)]
 
-    async def book(self) -> int:
-        """Book the worst case of every attempt that was lost since the last look; how many there were."""
-        params = {"free": self.free, "grace_s": self._grace_s, "limit": _AT_ONCE, "after": None}
+    async def book(self, *, orphans: bool) -> int:
+        """Book the worst case of every attempt that was lost since the last look, of ``orphans`` too; how many there
+        were."""
+        params = {"free": self.free, "grace_s": self._grace_s, "limit": _AT_ONCE, "after": None, "orphans": orphans}
         total = 0
         while found := await fetch_all(self._engine, SELECT_UNBOOKED, params):
             params["after"] = found[-1]["job_id"]

@@ -107,6 +107,7 @@ class Relay:
             self._engine,
             wakeups,
             max_deliveries=self._settings.max_deliveries,
+            search_s=self._settings.lease_s / 2,
             local_queues=self._local_queues,
             writer=self._writer,
             catalog=self._catalog,
@@ -124,7 +125,7 @@ class Relay:
                 duties.create_task(self._feed_forever())
                 for duty in (
                     Duty("reap", self._settings.lease_s / Reaper.LOOKS, reaper.look),
-                    Duty("rescue", self._settings.lease_s / 6, rescuer.rescue),
+                    Duty("rescue", self._settings.lease_s / 6, rescuer.look),
                     Duty("stale", self._settings.republish_s / 2, self._republish_stale),
                     Duty("unserved", self._settings.lease_s / 2, self._tell_of_unserved),
                     *keeper.duties(self._settings.poll_s),
@@ -195,9 +196,10 @@ class Relay:
         workers may be starting."""
         live = await fetch_all(self._engine, SELECT_LIVE)
         served = {queue for process in live if process["role"] == "worker" for queue in process["queues"]}
-        backlog = await fetch_all(self._engine, SELECT_BACKLOG, {"queues": self._queues, "most": _MOST_COUNTED})
+        params = {"queues": [queue for queue in self._queues if queue not in served], "most": _MOST_COUNTED}
+        backlog = await fetch_all(self._engine, SELECT_BACKLOG, params) if params["queues"] else []
         waiting = {row["queue"]: row["waiting"] + row["published"] for row in backlog}
-        looks = {queue: self._unserved.get(queue, 0) + 1 for queue in waiting if waiting[queue] and queue not in served}
+        looks = {queue: self._unserved.get(queue, 0) + 1 for queue in waiting if waiting[queue]}
         for queue, seen in looks.items():
             if seen == _LOOKS_BEFORE_TELLING:
                 log.warning("queue.unserved", queue=queue, jobs=waiting[queue], meaning="no worker consumes it")

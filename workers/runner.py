@@ -8,6 +8,7 @@ to the broker, for workers that can; what it runs it keeps, and reports when Pos
 """
 
 import asyncio
+import itertools
 import sys
 import threading
 from collections import Counter, deque
@@ -20,7 +21,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.attempt import SELECT_HELD
+from models.attempt import SELECT_HELD, SELECT_STILL_HELD
 from models.catalog import Catalog
 from models.database import WAITING_HELPS, DatabaseFailure, classify, create_engine, describe, fetch_all
 from models.pauses import keep_pauses_short
@@ -50,6 +51,9 @@ _START_TIMEOUT_S = 5.0
 
 _CUT_OFF = frozenset({DatabaseFailure.AWAY, DatabaseFailure.READ_ONLY, DatabaseFailure.FULL})
 """Failures of a claim that no other claim of this process would escape."""
+
+_LOOKS_PER_SEARCH = 6
+"""Reconciliations for each one that also searches for jobs that are held and not run."""
 
 _CLAIM_AGAIN = WAITING_HELPS | {DatabaseFailure.TIMEOUT}
 _CLAIM_RETRY_S = 0.5
@@ -108,6 +112,8 @@ class Runner:
         self._waiting: Counter[UUID] = Counter()
         self._running: dict[UUID, Attempt] = {}
         self._suspects: set[UUID] = set()
+        self._looks = itertools.count()
+        self._may_hold_more = False
         self._messages: set[_Message] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_consuming: Callable[[bool], None] | None = None
@@ -293,6 +299,7 @@ class Runner:
                 claim = await self._exchange.claim(job_id, is_row=message.rows)
             except (SQLAlchemyError, OSError) as error:
                 failure = classify(error)
+                self._may_hold_more = True
                 log.warning("claim.failed", job_id=job_id.hex, failure=failure, error=str(error).partition("\n")[0])
                 if failure not in _CLAIM_AGAIN:
                     # Nothing is lost: the relay publishes the job again, or the reconciliation gives it back.
@@ -309,7 +316,9 @@ class Runner:
     def _note_claimed(self, message: _Message, job_id: UUID) -> None:
         if job_id in message.unclaimed:
             message.unclaimed.discard(job_id)
-            self._waiting -= Counter([job_id])
+            self._waiting[job_id] -= 1
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
 
     def _tell_consumer(self) -> None:
         if self._on_consuming is not None:
@@ -334,6 +343,7 @@ class Runner:
             await self._exchange.report(report)
         except Exception as error:  # noqa: BLE001 - of this attempt alone
             # The lease still holds the job: the reconciliation will find it unclaimed here and release it.
+            self._may_hold_more = True
             log.error("attempt.not_reported", job_id=claim.job_id.hex, error=describe(error))
         finally:
             del self._running[claim.attempt_id]
@@ -349,10 +359,16 @@ class Runner:
         """Compare what Postgres says that this process runs with what it does run.
 
         Stops attempts that were cancelled or taken away. Gives back jobs that are held and not run, which
-        happens when the answer to a claim was lost; only if seen twice, for a claim may be on its way.
+        happens when the answer to a claim was lost; only if seen twice, for a claim may be on its way. It searches for
+        them after such a failure, and now and then.
         """
         before = dict(self._running)
-        rows = await fetch_all(self._engine, SELECT_HELD, {"worker_id": self._lease.id})
+        searches = next(self._looks) % _LOOKS_PER_SEARCH == 0 or self._may_hold_more or bool(self._suspects)
+        self._may_hold_more = False
+        params: dict[str, object] = {"worker_id": self._lease.id}
+        if not searches:
+            params["job_ids"] = [attempt.claim.job_id for attempt in before.values()]
+        rows = await fetch_all(self._engine, SELECT_HELD if searches else SELECT_STILL_HELD, params)
         held = {row["attempt_id"]: row["cancel_requested"] for row in rows}
         for attempt_id, attempt in before.items():
             if attempt_id not in held:

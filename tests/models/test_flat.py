@@ -91,7 +91,7 @@ async def test_statements_do_not_read_finished_jobs(database: Database, engine: 
 
     plan = await explain(engine, EXPIRE_JOBS, EXPIRE)
     assert plan["Actual Rows"] == 12
-    assert scans(plan, "jobs") <= {"ix_jobs_unfinished", "ix_jobs_in_progress", "pk_jobs"}
+    assert scans(plan, "jobs") <= {"ix_jobs_expiring", "ix_jobs_in_progress", "pk_jobs"}
     assert rows_read(plan, "jobs") < 200
 
     plan = await explain(engine, RESCUE, RESCUED)

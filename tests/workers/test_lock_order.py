@@ -152,7 +152,9 @@ def test_no_deadlock_whatever_happens_to_the_same_jobs_at_once(
             await fetch_all(engine, REGISTER, {"id": lease.id, **identity})
             exchanges.append(Exchange(engine, wakeups, catalog, lease))
             rescuers.append(
-                Rescuer(engine, wakeups, max_deliveries=1000, local_queues=(), writer=new_id(), catalog=catalog)
+                Rescuer(
+                    engine, wakeups, max_deliveries=1000, search_s=0, local_queues=(), writer=new_id(), catalog=catalog
+                )
             )
         maintenance = Maintenance(engine, engine, wakeups, writer=new_id(), free=rescuers[0].free)
         hammer = Hammer(engine, exchanges, rescuers, maintenance, jobs)
