@@ -296,12 +296,12 @@ or its LLM is one of ``:free``; always so if that is null. A scalar subquery: it
 EXPIRE_JOBS = text(f"""
     WITH late AS MATERIALIZED (
         (SELECT id FROM jobs
-         WHERE status IN ('queued', 'in_progress') AND status = 'queued'
+         WHERE status IN ('queued', 'in_progress') AND {QUEUED}
            AND expires_at > '-infinity' AND expires_at <= now()
          ORDER BY expires_at LIMIT :limit)
         UNION ALL
         (SELECT id FROM jobs j
-         WHERE status IN ('queued', 'in_progress') AND status = 'in_progress'
+         WHERE status IN ('queued', 'in_progress') AND {IN_PROGRESS}
            AND expires_at > '-infinity' AND expires_at <= now() - make_interval(secs => :grace_s) AND {IS_BOOKED}
          ORDER BY expires_at LIMIT :limit)
     ), locked AS MATERIALIZED (

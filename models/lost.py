@@ -13,19 +13,20 @@ from sqlalchemy import text
 from models.attempt import add_usage
 from models.batch import COUNT
 from models.budget import MOVED
+from models.lifecycle import IN_PROGRESS
 from models.usage import entry_id
 
 _IS_LOST = """(NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
                OR j.expires_at <= now() - make_interval(secs => :grace_s))"""
 
-SELECT_UNBOOKED = text("""
+SELECT_UNBOOKED = text(f"""
     WITH lost AS MATERIALIZED (
         SELECT j.id, j.attempt_id, j.reserved_usd, j.request FROM jobs j
         WHERE :orphans AND j.status = 'in_progress' AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id)
           AND (CAST(:after AS uuid) IS NULL OR j.id > :after)
         UNION ALL
         SELECT j.id, j.attempt_id, j.reserved_usd, j.request FROM jobs j
-        WHERE j.status IN ('queued', 'in_progress') AND j.status = 'in_progress'
+        WHERE j.status IN ('queued', 'in_progress') AND j.{IN_PROGRESS}
           AND j.expires_at > '-infinity' AND j.expires_at <= now() - make_interval(secs => :grace_s)
           AND NOT (:orphans AND NOT EXISTS (SELECT FROM processes p WHERE p.id = j.worker_id))
           AND (CAST(:after AS uuid) IS NULL OR j.id > :after)

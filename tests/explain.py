@@ -53,3 +53,8 @@ def scans(plan: Plan, table: str) -> set[str]:
         for node in nodes(plan)
         if node.get("Relation Name") == table and node["Node Type"] in ("Seq Scan", "Index Scan", "Index Only Scan")
     } | {node["Index Name"] for node in nodes(plan) if node["Node Type"] == "Bitmap Index Scan"}
+
+
+def pages_read(plan: Plan) -> int:
+    """How many pages a plan looked at, in memory or not."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
