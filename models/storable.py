@@ -36,6 +36,8 @@ def storable_text(text: str, most: int | None = None) -> str:
 
 def storable_count(number: int, most: int = MAX_INT) -> int:
     """A count from 0 to ``most``."""
+    if type(number) is int and 0 <= number <= most:
+        return number
     return min(max(int(number), 0), most)
 
 

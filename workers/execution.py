@@ -150,13 +150,7 @@ class Report:
 
     def _settled(self) -> dict[str, object]:
         """What an attempt is and used; counts are cut to what Postgres can store, and what they cost with them."""
-        claim, used = self.claim, self.usage
-        usage = Usage(
-            storable_count(used.input_tokens),
-            storable_count(used.output_tokens),
-            cached_input_tokens=storable_count(used.cached_input_tokens),
-            reasoning_tokens=storable_count(used.reasoning_tokens),
-        )
+        claim, usage = self.claim, _storable_usage(self.usage)
         return {
             "attempt_id": claim.attempt_id,
             "job_id": claim.job_id,
@@ -167,12 +161,24 @@ class Report:
             "output_tokens": usage.output_tokens,
             "cached_input_tokens": usage.cached_input_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
-            "usage_estimated": used.estimated,
+            "usage_estimated": usage.estimated,
             "input_price": self.price.input,
             "output_price": self.price.output,
             "cached_input_price": self.price.cached_input,
             "cost_usd": cost_of(usage, self.price),
         }
+
+
+def _storable_usage(usage: Usage) -> Usage:
+    """Usage whose counts Postgres can store."""
+    storable = Usage(
+        storable_count(usage.input_tokens),
+        storable_count(usage.output_tokens),
+        storable_count(usage.cached_input_tokens),
+        storable_count(usage.reasoning_tokens),
+        usage.estimated,
+    )
+    return usage if storable == usage else storable
 
 
 class _NotCalled(Exception):
