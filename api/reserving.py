@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.errors import unavailable
 from api.jobview import timestamp
 from models.budget import OPEN_PERIODS
-from models.database import DatabaseFailure, classify, dump_json, fetch_all, transaction
+from models.database import DatabaseFailure, classify, describe, dump_json, fetch_all, transaction
 from models.errors import BudgetExceeded, Unavailable
 from models.grouping import GroupCommit
 from models.ids import BUDGET, to_wire
@@ -133,7 +133,7 @@ class Recorder:
                 sent = sent or (failure is DatabaseFailure.AWAY and _was_sent(error))
                 again = sent or failure is DatabaseFailure.CONFLICT or (read_only and not was_read_only)
                 if failure in _NOT_RECORDED or not again or monotonic() >= deadline:
-                    log.warning("submit.unavailable", failure=failure, error=str(error).partition("\n")[0], sent=sent)
+                    log.warning("submit.unavailable", failure=failure, error=describe(error), sent=sent)
                     raise _unavailable(failure, sent) from error
             await asyncio.sleep(_RETRY_PAUSE_S)
 

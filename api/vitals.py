@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from models.breakers import SharedBreakers, rules_of
 from models.catalog import Catalog
 from models.circuit import CircuitState, Look
-from models.database import read_all
+from models.database import describe, read_all
 from models.performance import SELECT_PERFORMANCE, performance_params, to_vitals
 from models.routing import Router, Vitals
 from models.shared import Shared, SharedAway
@@ -75,7 +75,7 @@ class VitalSigns:
         try:
             rows = await read_all(self._engine, SELECT_PERFORMANCE, performance_params(datetime.now(UTC)))
         except (SQLAlchemyError, OSError) as error:
-            log.warning("vitals.postgres_away", error=str(error).partition("\n")[0])
+            log.warning("vitals.postgres_away", error=describe(error))
             return self.llms
         self._performance_due = monotonic() + PERFORMANCE_EVERY_S
         return {row["llm"]: to_vitals(row) for row in rows}

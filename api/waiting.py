@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
-from models.database import read_all
+from models.database import describe, read_all
 from models.job import SELECT_FINISHED
 from models.wakeups import FINISHED, Wakeups
 
@@ -69,7 +69,7 @@ class Waiters:
             try:
                 rows = await read_all(self._engine, SELECT_FINISHED, {"ids": [UUID(job) for job in self._waiting]})
             except (SQLAlchemyError, OSError) as error:
-                log.warning("waiters.sweep_failed", error=str(error).partition("\n")[0])
+                log.warning("waiters.sweep_failed", error=describe(error))
                 continue
             self._wake([row["id"].hex for row in rows])
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models.batch import ENDED
 from models.batchcontrol import END, LOCK_BATCH, PARK, PAUSE, RESUME, SELECT_LIVE, SET_FILE_SIZE, STOP, TELL, UNPARK
-from models.database import fetch_all, fetch_one, transaction
+from models.database import describe, fetch_all, fetch_one, transaction
 from models.file import SELECT_UNMEASURED
 from models.ids import new_id
 from models.rerun import run_again
@@ -148,7 +148,7 @@ class BatchKeeper:
             try:
                 await self._measure_files(batch)
             except SQLAlchemyError as error:
-                log.warning("batch.not_measured", batch_id=batch["id"].hex, error=str(error).partition("\n")[0])
+                log.warning("batch.not_measured", batch_id=batch["id"].hex, error=describe(error))
 
     def _is_refused(self, batch: RowMapping) -> bool:
         """Whether a budget that had no room for a batch has no more now; finding out takes a look at all its jobs."""

@@ -214,7 +214,7 @@ class Exchange:
             rows = await fetch_all(self._engine, SELECT_SUSPECTS, params)
         except (SQLAlchemyError, OSError) as error:
             # The claims of the same group were made and must be answered; suspects are published again.
-            log.warning("suspects.unknown", error=str(error).partition("\n")[0])
+            log.warning("suspects.unknown", error=describe(error))
             return {}
         return {row["id"]: Suspect(row["id"], row["tenant_id"]) for row in rows}
 

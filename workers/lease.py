@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.database import dump_json, fetch_all, fetch_one
+from models.database import describe, dump_json, fetch_all, fetch_one
 from models.ids import new_id
 from models.process import DEREGISTER, HEARTBEAT, REGISTER
 
@@ -82,7 +82,7 @@ class Lease:
                     await after_beat()
                 delay_s = self._lease_s / 3
             except (SQLAlchemyError, OSError) as error:
-                log.warning("lease.beat_failed", error=str(error).partition("\n")[0])
+                log.warning("lease.beat_failed", error=describe(error))
                 self._set_doubted()
                 delay_s = min(_RETRY_S, self._lease_s / 3)
             self._tried.set()
@@ -117,7 +117,7 @@ class Lease:
         try:
             await fetch_all(self._engine, DEREGISTER, {"id": self.id})
         except (SQLAlchemyError, OSError) as error:
-            log.warning("lease.not_given_back", error=str(error).partition("\n")[0])
+            log.warning("lease.not_given_back", error=describe(error))
 
     def _confirm(self) -> None:
         if self._doubt_timer is not None:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.budget import FOLD, SWEEP_ORPHANS
-from models.database import Params, dump_json, fetch_all, fetch_one
+from models.database import Params, describe, dump_json, fetch_all, fetch_one
 from models.errors import FailureCode, JobFailure
 from models.event import RAISE_ANOMALIES
 from models.file import FORGET_FILE, SELECT_EXPIRED_FILES, SWEEP_FILE
@@ -115,7 +115,7 @@ class Maintenance:
                 try:
                     await self._sweep(file["id"])
                 except SQLAlchemyError as error:
-                    log.warning("file.not_swept", file_id=file["id"].hex, error=str(error).partition("\n")[0])
+                    log.warning("file.not_swept", file_id=file["id"].hex, error=describe(error))
         self._swept_to = None
 
     async def sweep_intakes(self) -> None:

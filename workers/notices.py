@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.database import dump_json, fetch_all
+from models.database import describe, dump_json, fetch_all
 from models.event import RECORD_PLATFORM_EVENT
 from models.ids import new_id
 
@@ -42,6 +42,6 @@ class Notices:
         try:
             await fetch_all(self._engine, RECORD_PLATFORM_EVENT, event)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("notices.not_recorded", error=str(error).partition("\n")[0])
+            log.warning("notices.not_recorded", error=describe(error))
             return False
         return True

@@ -300,7 +300,7 @@ class Runner:
             except (SQLAlchemyError, OSError) as error:
                 failure = classify(error)
                 self._may_hold_more = True
-                log.warning("claim.failed", job_id=job_id.hex, failure=failure, error=str(error).partition("\n")[0])
+                log.warning("claim.failed", job_id=job_id.hex, failure=failure, error=describe(error))
                 if failure not in _CLAIM_AGAIN:
                     # Nothing is lost: the relay publishes the job again, or the reconciliation gives it back.
                     self._note_claimed(message, job_id)

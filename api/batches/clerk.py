@@ -26,7 +26,7 @@ from api.batches.intake import take_in
 from api.batches.orders import LENGTH, TOO_MUCH, Order, encode_failure, encode_refusal, encode_taken
 from api.errors import not_storable
 from models.catalog import Catalog, load_catalog
-from models.database import WAITING_HELPS, NotStorable, classify, is_unstorable
+from models.database import WAITING_HELPS, NotStorable, classify, describe, is_unstorable
 from models.errors import HeadraceError, Unavailable, ValidationFailed
 from models.telemetry import configure_logging
 
@@ -66,7 +66,7 @@ async def _reply(order: Order, file: BinaryIO) -> bytes:
         return encode_refusal(ValidationFailed(TOO_MUCH, param="file"))
     except (SQLAlchemyError, OSError, NotStorable, UnicodeEncodeError) as error:
         if classify(error) in WAITING_HELPS:
-            log.warning("clerk.postgres_away", error=str(error).partition("\n")[0])
+            log.warning("clerk.postgres_away", error=describe(error))
             detail = "Postgres went away; your list of batches says whether the batch was recorded."
             return encode_refusal(Unavailable(detail, retry_after_s=1))
         if is_unstorable(error):
