@@ -8,6 +8,9 @@ Json = Mapping[str, Any]  # Any: a provider's JSON
 
 _MESSAGES = ("message", "msg", "error_msg", "errorMessage", "status_msg", "detail", "details", "reason", "title")
 _CODES = ("code", "status_code", "statusCode", "error_code", "status", "http_status")
+_MOST_WRAPPINGS = 3
+"""Gateways put an error that they got into an error of their own."""
+
 _NOT_ERRORS = frozenset({"", "0", "200", "ok", "success", "none", "null", "false"})
 
 
@@ -91,20 +94,26 @@ def error_in(document: object) -> object:
     """
     if isinstance(document, list):
         document = next((member for member in document if isinstance(member, dict)), None)
+    error = _found(document)
+    for _ in range(_MOST_WRAPPINGS):
+        inner = None if isinstance(error, dict) and "message" in error else _found(error)
+        if inner is None or inner is error:
+            break
+        error = inner
+    return None if error is None else _plain(error)
+
+
+def _found(document: object) -> object:
+    """What the first form that fits finds in a document."""
     if not isinstance(document, dict):
         return None
-    for form in ERROR_FORMS:
-        if (error := form.find(document)) is not None:
-            return _plain(error)
-    return None
+    return next((error for form in ERROR_FORMS if (error := form.find(document)) is not None), None)
 
 
 def _plain(error: object) -> object:
     """An error object with ``message`` and ``code`` where OpenAI has them, and its other fields as they are."""
     if isinstance(error, list):
         error = error[0] if error else None
-    while isinstance(error, dict) and "message" not in error and isinstance(error.get("error"), dict):
-        error = error["error"]
     if not isinstance(error, dict):
         return str(error)
     message = next((error[name] for name in _MESSAGES if error.get(name)), None) or error.get("error") or "no message"

@@ -150,8 +150,8 @@ class Transcript:
 
     @property
     def is_empty(self) -> bool:
-        """Whether neither output nor a count has come."""
-        return not (self._pieces or self._counted_input or self._counted_output)
+        """Whether neither output nor a count above zero has come."""
+        return not (self._pieces or self._meter.input_tokens or self._meter.output_tokens)
 
     @property
     def has_text(self) -> bool:
