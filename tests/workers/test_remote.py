@@ -101,7 +101,7 @@ def test_what_is_no_answer_goes_to_the_next_llm_and_books_what_came(
     """An empty stream and a generation that breaks off are no completed jobs; only the text that came is paid."""
     bodies = {
         "empty": b"data: [DONE]\n\n",
-        "role": b'data: {"choices":[{"index":0,"delta":{"role":"assistant"},"finish_reason":null}]}\n\ndata: [DONE]\n\n',
+        "role": b'data: {"choices":[{"delta":{"role":"assistant"},"finish_reason":null}]}\n\ndata: [DONE]\n\n',
         "broken": b'data: {"choices":[{"delta":{"content":"par"}}]}\n\n'
         b'data: {"choices":[{"delta":{},"finish_reason":"error"}]}\n\ndata: [DONE]\n\n',
     }

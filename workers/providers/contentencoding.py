@@ -37,7 +37,9 @@ class Decompressor:
                 yield piece
             data = self._engine.unconsumed_tail
             if self._engine.eof:
-                data = self._engine.unused_data.lstrip(b"\0")
+                data = self._engine.unused_data
+                if data[:1] != bytes([_GZIP]):
+                    return  # what follows the end is no further member, and nothing
                 self._engine = zlib.decompressobj(self._window_bits)
 
 

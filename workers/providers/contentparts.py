@@ -60,6 +60,9 @@ REASONING_FIELDS = (
     ReasoningField("thinking_blocks", "LiteLLM: a list of parts, beside `reasoning_content`"),
 )
 
+_DEEPEST = 8
+"""Lists within lists that are looked into."""
+
 _REASONING_NAMES = frozenset(field.name for field in REASONING_FIELDS)
 _OF_TYPE: dict[str, list[PartType]] = {}
 for _type in PART_TYPES:
@@ -93,27 +96,27 @@ def calls_of(message: Part) -> Iterator[str]:
             yield arguments if isinstance(arguments, str) and arguments else str(function.get("name") or "tool")
 
 
-def _parts(value: object, kind: Kind) -> Iterator[tuple[Kind, str]]:
+def _parts(value: object, kind: Kind, depth: int = 0) -> Iterator[tuple[Kind, str]]:
     """The texts in a text, a part, or a list of either; ``kind`` is that of what has no type of its own."""
     match value:
         case str():
             if value:
                 yield kind, value
-        case list():
+        case list() if depth < _DEEPEST:
             for member in value:
-                yield from _parts(member, kind)
+                yield from _parts(member, kind, depth + 1)
         case dict():
-            yield from _typed(value, kind)
+            yield from _typed(value, kind, depth)
 
 
-def _typed(part: Part, kind: Kind) -> Iterator[tuple[Kind, str]]:
+def _typed(part: Part, kind: Kind, depth: int) -> Iterator[tuple[Kind, str]]:
     types = _OF_TYPE.get(str(part.get("type") or "text"), [])
     for known in types:
         if value := part.get(known.field):
             inner = known.kind if kind is Kind.TEXT else kind
             if isinstance(value, dict):
                 value = value.get("value")  # a text with annotations, as in OpenAI's Assistants
-            for _, text in _parts(value, inner):
+            for _, text in _parts(value, inner, depth + 1) if depth < _DEEPEST else ():
                 yield inner, text
             return
 

@@ -130,6 +130,8 @@ class OpenAITranscript(Transcript):
 
     def _take(self, document: object, part: str, other_part: str) -> None:
         """Take a chunk or a completion: what was used first, since an error may say it too."""
+        if document is None:
+            return
         if not isinstance(document, dict):
             self.raise_error(document)
             raise self.refused("it is no chat completion")

@@ -20,7 +20,8 @@ from tests.workers.providers.calling import REQUEST, Outcome, call
 from tests.workers.providers.scripted import Call
 from tests.workers.providers.test_anthropic import START, closing, delta
 from tests.workers.providers.test_openai import piece
-from workers.providers.base import Generation, Meter
+from workers.providers.anthropic import AnthropicTranscript
+from workers.providers.base import Generation, Meter, ProviderError
 from workers.providers.contentparts import PART_TYPES, REASONING_FIELDS, Kind, PartType
 from workers.providers.errorbodies import ERROR_FORMS
 from workers.providers.finishreasons import NOT_SAID, REASONS, Finish, FinishReason
@@ -334,6 +335,7 @@ def test_a_field_for_errors_that_says_nothing_is_no_error(extra: Json) -> None:
         b'event: hermes.tool.progress\ndata: {"tool": "search", "status": "running", "detail": "page 2"}\n\n',
         b'data: {"type": "ping"}\n\n',
         b'data: {"choices": []}\n\n',
+        b"data: null\n\n",
         b": OPENROUTER PROCESSING\n\n",
         b"retry: 3000\n\n",
         b"id: 7\nevent: message\n\n",
@@ -395,6 +397,15 @@ def test_content_may_be_a_list_of_parts(part: PartType, streamed: bool, nested: 
 )
 def test_content_may_have_any_form_that_has_the_text(content: object) -> None:
     assert call("openai", says(completion({"content": content}))).generation.text == "hello"
+
+
+@pytest.mark.parametrize("within", ["content", "reasoning", "error"])
+def test_nesting_without_end_is_no_answer(within: str) -> None:
+    deep: object = "x"
+    for _ in range(900):
+        deep = [deep] if within != "error" else {"error": deep}
+    document = {"error": deep} if within == "error" else completion({within: deep}, None)
+    assert code_of(call("openai", says(document))) == "overloaded"
 
 
 @pytest.mark.parametrize(
@@ -812,6 +823,7 @@ def deflated(body: bytes, bits: int) -> bytes:
 COMPRESSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "gzip": (gzip.compress, "gzip"),
     "gzip without a header (router-for-me/CLIProxyAPI#1834)": (gzip.compress, ""),
+    "gzip with something behind it": (lambda body: gzip.compress(body) + b"\0\0\r\n", "gzip"),
     "gzip in two members": (lambda body: gzip.compress(body[:40]) + gzip.compress(body[40:]), "x-gzip"),
     "deflate": (lambda body: deflated(body, zlib.MAX_WBITS), "deflate"),
     "raw deflate": (lambda body: deflated(body, -zlib.MAX_WBITS), "deflate"),
@@ -864,3 +876,46 @@ def test_a_few_bytes_that_would_be_gigabytes_are_cut_off(status: int, monkeypatc
     outcome = call("openai", lambda call: call.answer(status, bomb, ["content-encoding: gzip"]))
     assert code_of(outcome) == "overloaded"
     assert outcome.meter.usage == Usage()
+
+
+NAMES = sorted(
+    {"choices", "delta", "message", "content", "text", "type", "error", "errors", "detail", "code", "usage", "x_groq"}
+    | {
+        "finish_reason",
+        "native_finish_reason",
+        "tool_calls",
+        "function",
+        "arguments",
+        "refusal",
+        "base_resp",
+        "stop_reason",
+    }
+    | {field.name for field in REASONING_FIELDS}
+    | {name for field in (*INPUT, *OUTPUT, *CACHED, *REASONING) for name in field.path}
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**65)
+    | st.floats()
+    | st.sampled_from(["", "stop", "error", "text", "9"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5), st.sampled_from(["openai", "anthropic"]))
+def test_any_json_is_an_answer_or_an_error_and_its_counts_can_be_booked(document: Json, provider: str) -> None:
+    body = json.dumps(document).encode()
+    for whole in (True, False):
+        meter = Meter()
+        made = {"openai": OpenAITranscript, "anthropic": AnthropicTranscript}[provider](REQUEST, meter)
+        try:
+            (made.whole if whole else made.event)(body)
+            made.generation()
+        except ProviderError:
+            pass
+        made.settle()
+        used = meter.usage
+        assert 0 <= used.cached_input_tokens <= used.input_tokens < 2**33
+        assert 0 <= used.reasoning_tokens <= used.output_tokens < 2**33
