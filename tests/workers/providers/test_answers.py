@@ -424,7 +424,7 @@ def test_a_text_may_be_where_the_other_kind_of_answer_has_it(choice: Json) -> No
 
 def test_a_message_beside_its_pieces_is_not_read_twice() -> None:
     """Perplexity repeats the whole message so far beside each piece."""
-    chunks = [
+    chunks: list[Json] = [
         {"choices": [{"delta": {"content": "hel"}, "message": {"content": "hel"}}]},
         {"choices": [{"delta": {"content": "lo"}, "message": {"content": "hello"}, "finish_reason": "stop"}]},
     ]
