@@ -131,6 +131,23 @@ def test_what_is_no_answer_goes_to_the_next_llm_and_books_what_came(
     ]
 
 
+def test_vectors_are_stored_in_the_form_that_was_asked_for_whichever_the_server_sends(
+    stack: Stack, database: Database, httpserver: HTTPServer
+) -> None:
+    answer = {"data": [{"index": 0, "embedding": [0.5, 0.25]}], "usage": {"prompt_tokens": 1}}
+    httpserver.expect_request("/v1/embeddings").respond_with_json(answer)
+    entry = {"provider": "openai", "base_url": httpserver.url_for("/v1"), "embeddings": True}
+    stack.catalog({"vectors": entry})
+    stack.relay()
+    stack.worker()
+    for form in ("base64", "float"):
+        database.submit(["x"], route=["vectors"], request={"input": ["x"], "encoding_format": form})
+    database.wait_until_finished()
+    jobs = database.rows("SELECT status, result -> 'embeddings' AS vectors, input_tokens, attempt_count FROM jobs")
+    assert {str(job["vectors"]) for job in jobs} == {"['AAAAPwAAgD4=']", "[[0.5, 0.25]]"}
+    assert {(job["status"], job["input_tokens"], job["attempt_count"]) for job in jobs} == {("completed", 1, 1)}
+
+
 def test_a_form_that_is_not_met_fails_the_job_and_both_calls_are_booked(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"output": '{"name": "Ada"}', "input_tokens": 10, "output_tokens": 5}}})
     stack.relay()

@@ -88,7 +88,8 @@ class AnthropicTranscript(Transcript):
             raise self.refused("it is no message")
         match document.get("type"):
             case "content_block_delta":
-                self._add(mapping(document.get("delta")))
+                if isinstance(piece := document.get("delta"), dict):
+                    self._add(piece)
             case "content_block_start":
                 self._start_block(mapping(document.get("content_block")))
             case "content_block_stop":
