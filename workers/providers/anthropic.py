@@ -86,10 +86,14 @@ class AnthropicTranscript(Transcript):
         if not isinstance(document, dict):
             self.raise_error(document)
             raise self.refused("it is no message")
+        if document.get("type") != "content_block_delta":
+            self._note(document)
+        elif isinstance(piece := document.get("delta"), dict):
+            self._add(piece)
+
+    def _note(self, document: Json) -> None:
+        """Take an event that is no piece of a block."""
         match document.get("type"):
-            case "content_block_delta":
-                if isinstance(piece := document.get("delta"), dict):
-                    self._add(piece)
             case "content_block_start":
                 self._start_block(mapping(document.get("content_block")))
             case "content_block_stop":
