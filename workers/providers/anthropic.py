@@ -1,5 +1,6 @@
 """The ``anthropic`` provider: Anthropic's Messages API over HTTP."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,7 +122,7 @@ class AnthropicTranscript(Transcript):
             self.add_text(block.get("text"))
             self.add_reasoning(block.get("thinking"))
             if block.get("type") == "tool_use":
-                self.add_text(orjson.dumps(block.get("input")).decode())
+                self.add_text(_written(block.get("input")))
         self.note_finish(message.get("stop_reason"))
         self.ended = True
 
@@ -134,7 +135,7 @@ class AnthropicTranscript(Transcript):
     def _end_block(self) -> None:
         """The input of a tool that was whole at the start of its block, or that has no members."""
         if self._tool_input is not None:
-            self.add_text(orjson.dumps(self._tool_input).decode())
+            self.add_text(_written(self._tool_input))
             self._tool_input = None
 
     def _add(self, delta: Mapping[str, Any]) -> None:  # Any: a provider's JSON
@@ -153,6 +154,11 @@ class AnthropicTranscript(Transcript):
         self._usage |= {name: value for name, value in usage.items() if value or name not in self._usage}
         if usage:
             self.count(anthropic_counts_of(self._usage if output else {**self._usage, "output_tokens": None}))
+
+
+def _written(document: object) -> str:
+    """JSON text of any document, one with halves of characters or with large numbers too."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def _tool(response_format: Json | None) -> Json | None:

@@ -11,6 +11,7 @@ from math import isfinite
 
 import orjson
 
+from models.storable import storable_text
 from models.tokens import most_tokens
 from workers.providers.base import Embedding, EmbeddingRequest, Meter
 from workers.providers.errorbodies import error_in
@@ -33,7 +34,9 @@ def read_embeddings(answer: bytes, request: EmbeddingRequest, meter: Meter) -> l
     data = mapping(document).get("data")
     if not isinstance(data, list) or not data:
         if (error := error_in(document)) is not None:
-            raise failure_of_event(error)
+            failure = failure_of_event(error)
+            failure.detail = storable_text(failure.detail)
+            raise failure
         raise malformed("it has no embeddings")
     if not said:
         meter.input_tokens, meter.estimated = most_tokens(request.texts), True

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from models.errors import FailureCode
+from models.storable import storable_text
 from models.tokens import LONGEST_TOKEN_BYTES, most_tokens
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError
 from workers.providers.errorbodies import error_in
@@ -177,6 +178,7 @@ class Transcript:
 
     def _refused(self, error: ProviderError) -> ProviderError:
         self.refuse()
+        error.detail = storable_text(error.detail)  # half a character would break the log
         return error
 
     def _parse_leniently(self, data: bytes) -> object:

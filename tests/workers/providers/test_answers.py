@@ -815,6 +815,20 @@ def test_a_body_that_orjson_refuses_is_read(body: bytes) -> None:
     assert call("openai", says(body)).generation.text == "hello"
 
 
+@pytest.mark.parametrize("value", [rb'"\ud83d"', b'"\xff"', b"1" * 40, b"NaN"])
+def test_a_tools_input_may_have_what_only_python_reads(value: bytes) -> None:
+    body = b'{"type":"message","content":[{"type":"tool_use","input":{"a":%b}}],"stop_reason":"tool_use"}' % value
+    text = call("anthropic", says(body)).generation.text
+    assert text.startswith('{"a":')
+    text.encode()
+
+
+@pytest.mark.parametrize("body", [rb'{"error": {"message": "\ud83d"}}', rb'{"error": "\ud83d"}'])
+def test_an_error_with_half_a_character_can_be_logged_and_stored(body: bytes) -> None:
+    error = call("openai", says(body)).error
+    (error.detail + error.failure.message).encode()
+
+
 def deflated(body: bytes, bits: int) -> bytes:
     engine = zlib.compressobj(wbits=bits)
     return engine.compress(body) + engine.flush()
