@@ -95,6 +95,59 @@ def test_a_remote_answer_is_stored_with_the_providers_own_count(
     assert tuple(job.values()) == ("completed", "hello", *counts)
 
 
+def test_what_is_no_answer_goes_to_the_next_llm_and_books_what_came(
+    stack: Stack, database: Database, httpserver: HTTPServer
+) -> None:
+    """An empty stream and a generation that breaks off are no completed jobs; only the text that came is paid."""
+    bodies = {
+        "empty": b"data: [DONE]\n\n",
+        "role": b'data: {"choices":[{"delta":{"role":"assistant"},"finish_reason":null}]}\n\ndata: [DONE]\n\n',
+        "broken": b'data: {"choices":[{"delta":{"content":"par"}}]}\n\n'
+        b'data: {"choices":[{"delta":{},"finish_reason":"error"}]}\n\ndata: [DONE]\n\n',
+    }
+    prices = {"input_price": "1", "output_price": "2", "retries": 0}
+    entries: dict[str, dict[str, object]] = {}
+    for name, body in bodies.items():
+        httpserver.expect_request(f"/{name}/chat/completions").respond_with_data(body, content_type="text/event-stream")
+        entries[name] = {"provider": "openai", "base_url": httpserver.url_for(f"/{name}"), **prices}
+    httpserver.expect_request("/good/chat/completions").respond_with_json(WHOLE)
+    entries["good"] = {"provider": "openai", "base_url": httpserver.url_for("/good"), **prices}
+    stack.catalog(entries)
+    stack.relay()
+    stack.worker()
+    for name in bodies:
+        database.submit(["prompt"], route=[name, "good"])
+    database.wait_until_finished()
+    jobs = database.rows("SELECT status, result ->> 'text' AS text, result ->> 'model' AS model FROM jobs")
+    assert [tuple(job.values()) for job in jobs] == [("completed", "hello", "good")] * 3
+    attempts = database.rows(
+        "SELECT llm, error ->> 'code' AS code, input_tokens, output_tokens, usage_estimated FROM attempts"
+        " WHERE llm <> 'good' ORDER BY llm"
+    )
+    assert [tuple(attempt.values()) for attempt in attempts] == [
+        ("broken", "overloaded", most_tokens(["prompt"]), 1, True),
+        ("empty", "overloaded", 0, 0, False),
+        ("role", "overloaded", 0, 0, False),
+    ]
+
+
+def test_vectors_are_stored_in_the_form_that_was_asked_for_whichever_the_server_sends(
+    stack: Stack, database: Database, httpserver: HTTPServer
+) -> None:
+    answer = {"data": [{"index": 0, "embedding": [0.5, 0.25]}], "usage": {"prompt_tokens": 1}}
+    httpserver.expect_request("/v1/embeddings").respond_with_json(answer)
+    entry = {"provider": "openai", "base_url": httpserver.url_for("/v1"), "embeddings": True}
+    stack.catalog({"vectors": entry})
+    stack.relay()
+    stack.worker()
+    for form in ("base64", "float"):
+        database.submit(["x"], route=["vectors"], request={"input": ["x"], "encoding_format": form})
+    database.wait_until_finished()
+    jobs = database.rows("SELECT status, result -> 'embeddings' AS vectors, input_tokens, attempt_count FROM jobs")
+    assert {str(job["vectors"]) for job in jobs} == {"['AAAAPwAAgD4=']", "[[0.5, 0.25]]"}
+    assert {(job["status"], job["input_tokens"], job["attempt_count"]) for job in jobs} == {("completed", 1, 1)}
+
+
 def test_a_form_that_is_not_met_fails_the_job_and_both_calls_are_booked(stack: Stack, database: Database) -> None:
     stack.catalog({"echo": {"mock": {"output": '{"name": "Ada"}', "input_tokens": 10, "output_tokens": 5}}})
     stack.relay()

@@ -1,5 +1,6 @@
 """The ``anthropic`` provider: Anthropic's Messages API over HTTP."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,18 +8,12 @@ import orjson
 
 from models.catalog import LLM
 from workers.providers.base import GenerationRequest, Meter
-from workers.providers.failures import failure_of_event
 from workers.providers.remote import RemoteProvider
-from workers.providers.transcript import Json, Transcript, malformed, mapping
+from workers.providers.transcript import Json, Transcript, mapping
+from workers.providers.usagecounts import anthropic_counts_of
 
 BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
-
-_FINISH_REASONS = {
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "content_filter",
-}
 
 
 class AnthropicProvider(RemoteProvider):
@@ -76,61 +71,94 @@ _SYSTEM = frozenset({"system", "developer"})
 class AnthropicTranscript(Transcript):
     """Reads messages, streamed or whole."""
 
+    def __init__(self, request: GenerationRequest, meter: Meter) -> None:
+        super().__init__(request, meter)
+        self._usage: Json = {}
+        self._tool_input: object = None
+        """Of a block that is a call of the tool, while nothing of its input has come."""
+
     def event(self, data: bytes) -> None:
         """Take one event of a stream."""
-        document = _parse(data)
+        try:
+            document = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            if (document := self.parse_event(data)) is None:
+                return
+        if not isinstance(document, dict):
+            self.raise_error(document)
+            raise self.refused("it is no message")
+        if document.get("type") != "content_block_delta":
+            self._note(document)
+        elif isinstance(piece := document.get("delta"), dict):
+            self._add(piece)
+
+    def _note(self, document: Json) -> None:
+        """Take an event that is no piece of a block."""
         match document.get("type"):
-            case "content_block_delta":
-                self._add(mapping(document.get("delta")))
+            case "content_block_start":
+                self._start_block(mapping(document.get("content_block")))
+            case "content_block_stop":
+                self._end_block()
             case "message_start":
                 self._use(mapping(mapping(document.get("message")).get("usage")), output=False)
             case "message_delta":
-                self._finish(mapping(document.get("delta")).get("stop_reason"))
+                self.note_finish(mapping(document.get("delta")).get("stop_reason"))
                 self._use(mapping(document.get("usage")))
             case "message_stop":
                 self.ended = True
-            case "error":
-                raise failure_of_event(document.get("error"))
+            case _:
+                self.raise_error(document)
 
     def whole(self, body: bytes) -> None:
         """Take a message that came in one piece."""
-        document = _parse(body)
-        if document.get("type") == "error":
-            raise failure_of_event(document.get("error"))
-        blocks = document.get("content")
-        if document.get("type") != "message" or not isinstance(blocks, list):
-            raise malformed("it is no message")
+        document = self.parse_whole(body)
+        message = mapping(document)
+        blocks = message.get("content")
+        self._use(mapping(message.get("usage")))
+        if message.get("type") != "message" or not isinstance(blocks, list):
+            self.raise_error(document)
+            raise self.refused("it is no message")
         for block in map(mapping, blocks):
             self.add_text(block.get("text"))
+            self.add_reasoning(block.get("thinking"))
             if block.get("type") == "tool_use":
-                self.add_text(orjson.dumps(block.get("input")).decode())
-        self._finish(document.get("stop_reason") or "end_turn")
-        self._use(mapping(document.get("usage")))
+                self.add_text(_written(block.get("input")))
+        self.note_finish(message.get("stop_reason"))
+        self.ended = True
+
+    def _start_block(self, block: Mapping[str, Any]) -> None:  # Any: a provider's JSON
+        """Take the start of a block, in which some servers have the whole of it."""
+        self.add_text(block.get("text"))
+        self.add_reasoning(block.get("thinking"))
+        self._tool_input = block.get("input") or {} if block.get("type") == "tool_use" else None
+
+    def _end_block(self) -> None:
+        """The input of a tool that was whole at the start of its block, or that has no members."""
+        if self._tool_input is not None:
+            self.add_text(_written(self._tool_input))
+            self._tool_input = None
 
     def _add(self, delta: Mapping[str, Any]) -> None:  # Any: a provider's JSON
         match delta.get("type"):
             case "text_delta":
                 self.add_text(delta.get("text"))
             case "input_json_delta":
-                self.add_text(delta.get("partial_json"))
+                if text := delta.get("partial_json"):
+                    self._tool_input = None
+                    self.add_text(text)
             case "thinking_delta":
                 self.add_reasoning(delta.get("thinking"))
 
-    def _finish(self, reason: object) -> None:
-        if isinstance(reason, str):
-            self.finish_reason = _FINISH_REASONS.get(reason, "stop")
-
     def _use(self, usage: Mapping[str, Any], *, output: bool = True) -> None:  # Any: a provider's JSON
-        """Note a count: cached input stands apart from ``input_tokens`` here, unlike in OpenAI's."""
-        if "input_tokens" in usage:
-            parts = [usage.get(name) or 0 for name in _INPUT]
-            if all(isinstance(part, int) for part in parts):
-                self.count_input(sum(parts), cached=usage.get("cache_read_input_tokens"))
-        if output:
-            self.count_output(usage.get("output_tokens"))
+        """Note counts; each event has some of them, and what it leaves out or has as zero stays as it was."""
+        self._usage |= {name: value for name, value in usage.items() if value or name not in self._usage}
+        if usage:
+            self.count(anthropic_counts_of(self._usage if output else {**self._usage, "output_tokens": None}))
 
 
-_INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+def _written(document: object) -> str:
+    """JSON text of any document, one with halves of characters or with large numbers too."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def _tool(response_format: Json | None) -> Json | None:
@@ -152,13 +180,3 @@ def _instruction(response_format: Json | None) -> str | None:
     return (
         f"Answer with one JSON value that follows this JSON Schema, and nothing else:\n{orjson.dumps(schema).decode()}"
     )
-
-
-def _parse(data: bytes) -> Json:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise malformed("it is not JSON") from None
-    if not isinstance(document, dict):
-        raise malformed("it is no message")
-    return document

@@ -2,7 +2,8 @@
 
 A call takes a connection of its own from a stack of idle ones. httpx's pool is not used: it looks at every connection
 at every request, which at 500 calls in flight costs more than the call. Redirects are not followed, proxies are
-not taken from the environment (only certificates are: ``SSL_CERT_FILE``), compressed answers are not asked for.
+not taken from the environment (only certificates are: ``SSL_CERT_FILE``), compressed answers are not asked for, and
+read when they come (:mod:`workers.providers.contentencoding`).
 """
 
 import asyncio
@@ -16,9 +17,11 @@ from time import monotonic
 
 import httpcore
 import httpx
+import orjson
 
 from models.errors import ConfigurationError, FailureCode
 from workers.providers.base import ProviderError
+from workers.providers.contentencoding import Decompressor, decompressor_of
 from workers.providers.sockets import AsyncioBackend
 
 MAX_HELD_BYTES = 16 * 1024 * 1024
@@ -80,22 +83,38 @@ class Answer:
         self._response = response
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, up to ``MAX_STREAM_BYTES``; raises ProviderError."""
-        size = 0
+        """The body as it arrives, decompressed, up to ``MAX_STREAM_BYTES``; raises ProviderError."""
+        size, started = 0, False
+        decompressor: Decompressor | None = None
         with _provider_errors():
             async for chunk in self._response.aiter_stream():
-                size += len(chunk)
-                if size > MAX_STREAM_BYTES:
-                    raise too_large()
-                yield chunk
+                if not started and chunk:
+                    started = True
+                    decompressor = decompressor_of(self.headers.get("content-encoding", ""), chunk)
+                if decompressor is None:
+                    size += len(chunk)
+                    if size > MAX_STREAM_BYTES:
+                        raise too_large()
+                    yield chunk
+                    continue
+                for piece in decompressor.feed(chunk):
+                    size += len(piece)
+                    if size > MAX_STREAM_BYTES:
+                        raise too_large()
+                    yield piece
+                    await asyncio.sleep(0)  # a few bytes may be megabytes: other calls go on meanwhile
 
     async def read(self, at_most: int) -> bytes:
-        """The first ``at_most`` bytes of the body."""
+        """The first ``at_most`` bytes of an error's body, or nothing where they cannot be decompressed."""
         body = bytearray()
-        async for chunk in self._response.aiter_stream():
-            body += chunk
-            if len(body) >= at_most:
-                break
+        try:
+            async for chunk in self.chunks():
+                body += chunk
+                if len(body) >= at_most:
+                    break
+        except ProviderError as error:
+            if error.failure.code is not FailureCode.OVERLOADED:
+                raise
         return bytes(body[:at_most])
 
 
@@ -178,19 +197,28 @@ class Http:
             await self._idle.popleft()[1].aclose()
 
 
+_CR, _R = b"\rr"
+
+
 class EventReader:
     """Server-sent events out of chunks: feed it bytes, get the data of the events that are complete.
 
-    Source: WHATWG HTML, 9.2.6. Names and ids of events are passed over: providers repeat them in the data.
+    Source: WHATWG HTML, 9.2.6, and what servers do besides: events without an empty line between them, and errors as
+    an event of the name ``error``, or in a field of this name. An error's data becomes ``{"error": ...}``. Other names,
+    and ids, are passed over: providers repeat them in the data.
     """
 
     def __init__(self) -> None:
         self._held = bytearray()
         self._data: list[bytes] = []
         self._size = 0
+        self._is_error = False
+        self._skips_newline = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that this chunk completes. Raises ProviderError when a line has no end."""
+        if _CR in chunk or self._skips_newline:
+            chunk = self._with_newlines(chunk)
         if self._held:
             searched = len(self._held)
             self._held += chunk
@@ -201,7 +229,8 @@ class EventReader:
             chunk = bytes(self._held)
             self._held.clear()
         lines = chunk.split(b"\n")
-        self._held += lines.pop()
+        if rest := lines.pop():
+            self._held += rest
         return self._events(lines)
 
     def end(self) -> list[bytes]:
@@ -210,20 +239,68 @@ class EventReader:
         self._held.clear()
         return self._events(last)
 
+    def _with_newlines(self, chunk: bytes) -> bytes:
+        """The chunk with LF for each CR LF, which two chunks may share, and for each CR."""
+        if self._skips_newline and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._skips_newline = False
+        self._skips_newline |= chunk.endswith(b"\r")
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
     def _events(self, lines: list[bytes]) -> list[bytes]:
-        events = []
+        events: list[bytes] = []
+        held = self._data
         for line in lines:
             if line.startswith(b"data:"):
-                self._data.append(line[5:].strip())
+                data = line[5:].strip()
+                if held and _begins_another(held[-1], data):
+                    self._complete(events)
+                held.append(data)
                 self._size += len(line)
-            elif self._data and line in {b"", b"\r"}:
-                if data := self._data[0] if len(self._data) == 1 else b"\n".join(self._data):
-                    events.append(data)
-                self._data.clear()
-                self._size = 0
+            elif not line:
+                if len(held) == 1 and not self._is_error:
+                    if data := held.pop():
+                        events.append(data)
+                    self._size = 0
+                elif held or self._is_error:
+                    self._complete(events)
+            elif line[-1] == _R or line[:2] == b"er":
+                self._note_error(line)
         if self._size > MAX_HELD_BYTES:
             raise too_large()
         return events
+
+    def _note_error(self, line: bytes) -> None:
+        """Note that the event is an error, if this line names it so, and take the data of a field ``error``."""
+        name, _, value = line.partition(b":")
+        if name == b"error":
+            self._data.append(value.strip())
+        self._is_error |= name == b"error" or (name == b"event" and value.strip() == b"error")
+
+    def _complete(self, events: list[bytes]) -> None:
+        """Add the event whose data is there."""
+        data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+        if self._is_error:
+            data = _as_error(data)
+        if data:
+            events.append(data)
+        self._data.clear()
+        self._size = 0
+        self._is_error = False
+
+
+def _begins_another(before: bytes, data: bytes) -> bool:
+    """Whether a line is of another event than the line before: one JSON document has no ``{`` right after a ``}``."""
+    return before.endswith(b"}") and (data.startswith(b"{") or data == b"[DONE]")
+
+
+def _as_error(data: bytes) -> bytes:
+    """The data of an error event, as a document that has an error."""
+    try:
+        said = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        said = data.decode("utf-8", "replace") or "no message"
+    return data if isinstance(said, dict) and said.get("error") else orjson.dumps({"error": said or "no message"})
 
 
 async def finish(chunks: AsyncIterator[bytes]) -> None:

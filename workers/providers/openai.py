@@ -1,8 +1,6 @@
 """The ``openai`` provider: any server that speaks OpenAI's chat completions over HTTP."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import orjson
 
@@ -10,10 +8,14 @@ from models.catalog import LLM
 from models.errors import FailureCode
 from models.tokens import most_tokens
 from workers.providers.base import Embedding, EmbeddingRequest, GenerationRequest, Meter, ProviderError
-from workers.providers.failures import failure_of_event, scrubbed
+from workers.providers.contentparts import Kind, calls_of, parts_of
+from workers.providers.embeddings import read_embeddings
+from workers.providers.failures import scrubbed
+from workers.providers.finishreasons import Finish, finish_of
 from workers.providers.http import Sending
 from workers.providers.remote import RemoteProvider
-from workers.providers.transcript import Json, Transcript, malformed, mapping
+from workers.providers.transcript import Json, Transcript, mapping
+from workers.providers.usagecounts import counts_of
 
 NO_USAGE = "no stream_options"
 COMPLETION_TOKENS = "max_completion_tokens"
@@ -60,15 +62,16 @@ class OpenAIProvider(RemoteProvider):
             **({"dimensions": request.dimensions} if request.dimensions is not None else {}),
         }
         written = orjson.dumps(body)
-        sending = Sending(written)
+        sending, answer = Sending(written), None
         try:
-            return _vectors(await self.ask("/embeddings", written, key, sending), request, meter)
+            answer = await self.ask("/embeddings", written, key, sending)
+            return read_embeddings(answer, request, meter)
         except ProviderError as error:
             if error.failure.code is FailureCode.PROVIDER_AUTH:
                 self._key.read_again()
             raise scrubbed(error, key) from None
         finally:
-            if sending.may_cost and not meter.input_tokens:
+            if sending.may_cost and answer is None:
                 meter.input_tokens, meter.estimated = most_tokens(request.texts), True
 
     def adapt(self, refusal: str) -> str | None:
@@ -106,74 +109,75 @@ def to_wire(request: GenerationRequest, model: str | None, dialect: frozenset[st
     return body | {name: value for name, value in optional.items() if value is not None}
 
 
-def _vectors(answer: bytes, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
-    """The vectors in an answer, in the order of the texts; what was used goes to the meter."""
-    try:
-        document = mapping(orjson.loads(answer))
-    except orjson.JSONDecodeError:
-        raise malformed("it is not JSON") from None
-    used = mapping(document.get("usage")).get("prompt_tokens")
-    meter.estimated = not isinstance(used, int)
-    meter.input_tokens = min(max(used, 0), 2**31 - 1) if isinstance(used, int) else most_tokens(request.texts)
-    meter.mark_first_token()
-    data = document.get("data")
-    if not isinstance(data, list) or len(data) != len(request.texts):
-        raise malformed("it has not one embedding for each text")
-    ordered = sorted(map(mapping, data), key=lambda entry: entry.get("index", 0))
-    wanted = str if request.base64 else list
-    vectors = [vector for entry in ordered if isinstance(vector := entry.get("embedding"), wanted)]
-    if len(vectors) != len(data):
-        raise malformed("an embedding is not in the form that was asked for")
-    return vectors
-
-
 class OpenAITranscript(Transcript):
     """Reads chat completions, streamed or whole."""
 
     def event(self, data: bytes) -> None:
         """Take one chunk of a stream."""
-        if data == b"[DONE]":
-            self.ended = True
-            return
-        self._take(data, "delta")
-
-    def whole(self, body: bytes) -> None:
-        """Take a chat completion that came in one piece."""
-        self._take(body, "message")
-        if self.finish_reason is None:
-            raise malformed("it is no chat completion")
-
-    def _take(self, data: bytes, part: str) -> None:
         try:
             document = orjson.loads(data)
         except orjson.JSONDecodeError:
-            raise malformed("it is not JSON") from None
+            if (document := self.parse_event(data)) is None:
+                return
+        self._take(document, "delta", "message")
+
+    def whole(self, body: bytes) -> None:
+        """Take a chat completion that came in one piece."""
+        self._take(self.parse_whole(body), "message", "delta")
+        self.ended = True
+        if self.finish is None and not self.has_text:
+            raise self.refused("it is no chat completion")
+
+    def _take(self, document: object, part: str, other_part: str) -> None:
+        """Take a chunk or a completion: what was used first, since an error may say it too."""
+        if document is None:
+            return
         if not isinstance(document, dict):
-            raise malformed("it is no chat completion")
-        if error := document.get("error"):
-            raise failure_of_event(error)
-        if choices := document.get("choices"):
-            self._choose(choices, part)
+            self.raise_error(document)
+            raise self.refused("it is no chat completion")
+        choices = document.get("choices")
         if usage := document.get("usage"):
-            self._use(mapping(usage))
+            self.count(counts_of(mapping(usage)))
+        elif "x_groq" in document:
+            self.count(counts_of(mapping(mapping(document["x_groq"]).get("usage"))))
+        if not choices or "error" in document:
+            self.raise_error(document)
+        if choices:
+            if not isinstance(choices, list) or not isinstance(choices[0], dict):
+                raise self.refused("it is no chat completion")
+            self._choose(choices[0], part, other_part)
 
-    def _choose(self, choices: object, part: str) -> None:
-        if not isinstance(choices, list) or not isinstance(choice := choices[0], dict):
-            raise malformed("it is no chat completion")
-        said = choice.get(part)
+    def _choose(self, choice: Json, part: str, other_part: str) -> None:
+        if (said := choice.get(part)) is None:
+            said = choice.get(other_part) or {"content": choice.get("text")}
         if isinstance(said, dict):
-            self.add_text(said.get("content"))
-            self.add_reasoning(said.get("reasoning_content") or said.get("reasoning"))
-            if said.get("refusal"):
-                self.finish_reason = "content_filter"
-        elif part == "message":
-            raise malformed("it is no chat completion")
-        if self.finish_reason is None:
-            reason = choice.get("finish_reason") or ("stop" if part == "message" else None)
-            self.finish_reason = reason if reason is None else str(reason)
+            if len(said) == 1 and isinstance(text := said.get("content"), str):
+                self.add_text(text)
+            elif said:
+                self._add(said)
+        if reason := choice.get("finish_reason"):
+            self.note_finish(reason)
+        if reason := choice.get("native_finish_reason"):
+            self._note_native(reason)
+        if usage := choice.get("usage"):
+            self.count(counts_of(mapping(usage)))
+        if choice.get("error"):
+            self.raise_error({"error": choice["error"]})
 
-    def _use(self, usage: Mapping[str, Any]) -> None:  # Any: a provider's JSON
-        cached = mapping(usage.get("prompt_tokens_details")).get("cached_tokens")
-        reasoning = mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")
-        self.count_input(usage.get("prompt_tokens"), cached=cached)
-        self.count_output(usage.get("completion_tokens"), reasoning=reasoning)
+    def _add(self, message: Json) -> None:
+        """Take a message or a piece of one, with all that stands beside its text."""
+        for kind, text in parts_of(message):
+            if kind is Kind.TEXT:
+                self.add_text(text)
+            else:
+                self.add_reasoning(text)
+            if kind is Kind.REFUSAL:
+                self.note_finish("refusal")
+        if "tool_calls" in message or "function_call" in message:
+            for arguments in calls_of(message):
+                self.add_reasoning(arguments)
+
+    def _note_native(self, reason: object) -> None:
+        """Note OpenRouter's word of the vendor behind it, where it is one that the tables have."""
+        if finish_of(reason) is not Finish.OTHER:
+            self.note_finish(reason)

@@ -10,8 +10,9 @@ from models.errors import FailureCode
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError, WithoutEmbeddings
 from workers.providers.failures import MAX_ERROR_BYTES, failure_of_status, scrubbed
 from workers.providers.http import MAX_HELD_BYTES, Answer, EventReader, Http, Limits, Sending, finish, too_large
+from workers.providers.jsontext import BYTE_ORDER_MARK
 from workers.providers.keys import Key
-from workers.providers.transcript import Json, Transcript
+from workers.providers.transcript import MOST_SHOWN, Json, Transcript
 
 _MOST_TRIES = 4
 
@@ -107,33 +108,37 @@ def _dump(body: Json) -> bytes:
 async def _listen(answer: Answer, transcript: Transcript) -> Generation:
     try:
         await _read(answer, transcript)
-        if transcript.is_empty and not transcript.ended:
-            transcript.refuse()  # an empty body, a page of HTML: whole, and no answer
     except ProviderError as error:
         if error.failure.code not in {FailureCode.TIMEOUT, FailureCode.CONNECTION}:
             transcript.refuse()
         # An answer that is complete is not thrown away for how its connection ended.
-        if transcript.finish_reason is None or error.failure.code is not FailureCode.CONNECTION:
+        if transcript.finish is None or error.failure.code is not FailureCode.CONNECTION:
             raise
     return transcript.generation()
 
 
 async def _read(answer: Answer, transcript: Transcript) -> None:
-    """Read a stream of events, or the one JSON object that servers without streams answer with."""
-    reader = EventReader()
-    chunks = answer.chunks()
-    begun = False
+    """Read a stream of events, or the one JSON document that servers without streams answer with."""
+    reader, chunks = EventReader(), answer.chunks()
+    begun, start = False, b""
     async for chunk in chunks:
-        if not begun and (start := chunk.lstrip()):
+        if begun:
+            events = reader.feed(chunk)
+        else:
+            start = (start + chunk).lstrip()
+            if BYTE_ORDER_MARK.startswith(start):
+                continue  # nothing yet, or a part of the mark
+            begun, start = True, start.removeprefix(BYTE_ORDER_MARK).lstrip()
+            transcript.begins = start[:MOST_SHOWN]
             if start.startswith((b"{", b"[")):
                 transcript.whole(await _rest(start, chunks))
                 return
-            begun = True
-        for event in reader.feed(chunk):
+            events = reader.feed(start)
+        for event in events:
             transcript.event(event)
-        if transcript.ended:
-            await finish(chunks)
-            return
+            if transcript.ended:
+                await finish(chunks)
+                return
     for event in reader.end():
         transcript.event(event)
 

@@ -60,10 +60,107 @@ def test_what_the_server_does_not_count_is_estimated_from_above() -> None:
     assert meter.usage == Usage(most_tokens(TEXTS.texts), 0, estimated=True)
 
 
-@pytest.mark.parametrize("status", [200, 500])
-def test_vectors_that_may_have_been_charged_are_booked_as_an_estimate(status: int) -> None:
-    _, meter, _ = embed(status, b"not JSON")
-    assert meter.usage == (Usage(most_tokens(TEXTS.texts), 0, estimated=True) if status == 200 else Usage())
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (500, b"not JSON"),
+        (200, b""),
+        (200, b"<html>welcome</html>"),
+        (200, {"error": {"message": "no"}}),
+        (200, {"detail": "no"}),
+        (200, {"data": []}),
+        (200, {"data": None, "usage": {"prompt_tokens": 0, "total_tokens": 0}}),
+    ],
+)
+def test_what_comes_in_place_of_vectors_costs_nothing(status: int, answer: object) -> None:
+    error, meter, _ = embed(status, answer)
+    assert isinstance(error, ProviderError)
+    assert meter.usage == Usage()
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage"),
+    [
+        ({"data": ANSWER["data"][:1]}, Usage(most_tokens(TEXTS.texts), 0, estimated=True)),  # type: ignore[index]
+        ({"data": ANSWER["data"][:1], "usage": {"prompt_tokens": 3}}, Usage(3, 0)),  # type: ignore[index]
+        ({"error": "too late", "usage": {"total_tokens": 3}}, Usage(3, 0)),
+    ],
+)
+def test_vectors_that_cannot_be_used_are_booked_where_some_came_or_the_server_counted(
+    answer: object, usage: Usage
+) -> None:
+    error, meter, _ = embed(200, answer)
+    assert isinstance(error, ProviderError)
+    assert meter.usage == usage
+
+
+def as_base64(*numbers: float) -> str:
+    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+
+
+FLOATS = [[1.0, 2.0], [3.0, 4.0]]
+BASE64 = [as_base64(1.0, 2.0), as_base64(3.0, 4.0)]
+
+
+@pytest.mark.parametrize("wanted", ["float", "base64"])
+@pytest.mark.parametrize("sent", [FLOATS, BASE64, [FLOATS[0], BASE64[1]]], ids=["float", "base64", "both"])
+def test_vectors_are_given_in_the_form_that_was_asked_for_whatever_the_server_sends(
+    wanted: str, sent: list[Embedding]
+) -> None:
+    """ollama/ollama#6934, huggingface/text-embeddings-inference#288, Lightning-AI/LitServe#741."""
+    data = [{"index": index, "embedding": vector} for index, vector in enumerate(sent)]
+    request = EmbeddingRequest(TEXTS.texts, base64=wanted == "base64")
+    vectors, _, _ = embed(200, {"data": data, "usage": {"prompt_tokens": 1}}, request)
+    assert vectors == (BASE64 if wanted == "base64" else FLOATS)
+
+
+@pytest.mark.parametrize(
+    ("indexes", "order"),
+    [
+        ([1, 0], [1, 0]),
+        ([None, None], [0, 1]),
+        ([None, 1], [0, 1]),
+        ([0, 0], [0, 1]),
+        ([2, 1], [1, 0]),
+        (["1", "0"], [1, 0]),
+    ],
+    ids=["out of order", "none", "zero left out (Google)", "all the same", "from one", "as texts"],
+)
+def test_vectors_are_matched_to_their_texts(indexes: list[object], order: list[int]) -> None:
+    """spring-projects/spring-ai#7020, samfoy/pi-session-search#13, pydantic/pydantic-ai#7506."""
+    data = [
+        {"embedding": vector, **({} if index is None else {"index": index})}
+        for index, vector in zip(indexes, FLOATS, strict=True)
+    ]
+    vectors, _, _ = embed(200, {"data": data})
+    assert vectors == [FLOATS[place] for place in order]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"data": [{"embedding": [1.0, NaN]}, {"embedding": [1.0, 2.0]}]}',
+        {"data": [{"embedding": as_base64(float("nan"), 1.0)}, {"embedding": [1.0, 2.0]}]},
+        {"data": [{"embedding": [1.0, None]}, {"embedding": [1.0, 2.0]}]},
+        {"data": [{"embedding": []}, {"embedding": []}]},
+        {"data": [{"embedding": [1.0]}, {"embedding": [1.0, 2.0]}]},
+        {"data": [{"embedding": "no base64!"}, {"embedding": [1.0, 2.0]}]},
+        {"data": [{"embedding": [[1.0], [2.0]]}, {"embedding": [1.0, 2.0]}]},
+        {"data": [{"embedding": [1e300, 1.0]}, {"embedding": [1.0, 2.0]}]},
+        {"data": [{"index": 0, "embedding": [1.0]}, {"index": 7, "embedding": [1.0]}]},
+        {"data": {"0": [1.0], "1": [2.0]}},
+    ],
+)
+def test_what_is_no_vector_is_not_given_out(data: object) -> None:
+    error, _, _ = embed(200, data, EmbeddingRequest(TEXTS.texts, base64=True))
+    assert isinstance(error, ProviderError)
+    assert error.failure.code is FailureCode.OVERLOADED
+
+
+def test_a_count_under_another_name_is_the_servers_count() -> None:
+    """Voyage and Jina say total_tokens alone."""
+    _, meter, _ = embed(200, ANSWER | {"usage": {"total_tokens": 5}})
+    assert meter.usage == Usage(5, 0)
 
 
 def test_vectors_that_did_not_come_in_time_are_booked_as_an_estimate() -> None:
