@@ -22,7 +22,8 @@ from tests.workers.providers.test_anthropic import START, closing, delta
 from tests.workers.providers.test_openai import USAGE, piece
 from tests.workers.providers.vendor_errors import SAID
 from workers.providers.base import Meter, ProviderError
-from workers.providers.failures import retry_after, scrubbed, without_places
+from workers.providers.failures import scrubbed, without_places
+from workers.providers.waits import retry_after
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "providers.md"
 

@@ -52,7 +52,7 @@ class Row:
     remembered: bool = True
 
 
-def unsupported(name: str) -> Json:
+def unsupported(name: str) -> Any:
     """OpenAI's refusal of a parameter."""
     message = f"Unsupported parameter: '{name}' is not supported with this model."
     return openai(message, code="unsupported_parameter", param=name)
