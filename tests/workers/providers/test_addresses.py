@@ -1,12 +1,14 @@
 """Where a request goes, by the ``base_url`` of its LLM: the request line and the header of the key."""
 
+import asyncio
 import json
 
 import pytest
 
 from tests.workers.providers.calling import PROVIDERS, REQUEST, call, llm
-from tests.workers.providers.scripted import Call
+from tests.workers.providers.scripted import Call, serve
 from tests.workers.providers.test_openai import WHOLE
+from workers.providers.base import Meter
 from workers.providers.openai import OpenAIProvider
 
 VERSION = "api-version=2024-10-21"
@@ -48,29 +50,15 @@ async def answers(call: Call) -> None:
 def test_the_endpoint_is_added_to_the_path_and_the_query_stays(provider: str, base: str, line: str) -> None:
     """ax-llm/ax#19, BerriAI/litellm#8572, can1357/oh-my-pi#782, ThinkInAIXYZ/deepchat#262."""
 
-    async def handler(seen: Call) -> None:
-        await answers(seen)
-
-    outcome = call_at(provider, base, handler)
-    assert outcome == line
-
-
-def call_at(provider: str, base: str, handler: object) -> str:
-    """The target of the request line of a call to a base below a server's own address."""
-    import asyncio
-
-    from tests.workers.providers.scripted import serve
-    from workers.providers.base import Meter
-
     async def main() -> str:
-        async with serve(handler) as server:  # type: ignore[arg-type]
+        async with serve(answers) as server:
             made = PROVIDERS[provider](llm(provider, server.url, base_url=f"{server.url}{base}"))
             generation = await made.generate(REQUEST, Meter())
             assert generation.text == "hello"
             await made.close()
             return server.calls[0].path
 
-    return asyncio.run(main())
+    assert asyncio.run(main()) == line
 
 
 @pytest.mark.parametrize(
