@@ -96,9 +96,11 @@ class Adaptation:
     def shape(self, request: GenerationRequest) -> GenerationRequest:
         """The request with its form in words, where the LLM does not take the parameter."""
         change = self._changes.get(("response_format", None))
-        instruction = instruction_of(request.response_format) if change else None
-        if change is None or instruction is None or change.to is None:
+        if change is None or request.response_format is None:
             return request
+        instruction = instruction_of(request.response_format)
+        if instruction is None:  # text, which is what comes without a form
+            return replace(request, response_format=None)
         response_format = {"type": "json_object"} if change.to == "json_object" else None
         most = _most_tokens(request, instruction)
         messages = _instructed(request.messages, instruction)
@@ -108,11 +110,11 @@ class Adaptation:
         """Change a body as it is to be sent; the names of what was changed, that of ``request``'s form among them."""
         if not self._changes:
             return []
-        form = instruction_of(request.response_format) if request else None
+        has_form = request is not None and request.response_format is not None
         return [
             str(change)
             for change in self._changes.values()
-            if (form if change.parameter == "response_format" else _change(body, change))
+            if (has_form if change.parameter == "response_format" else _change(body, change))
         ]
 
     def takes(self, complaint: Complaint | None, body: Json) -> bool:
@@ -122,7 +124,7 @@ class Adaptation:
         asked: dict[Change, bool] = {}
         for refused in refused_parameters(complaint, body):
             change = _change_for(refused, body)
-            if change is not None and change not in self._proven:
+            if change is not None and change not in self._proven and self._changes.get(_key(change)) != change:
                 asked[change] = refused.proven or asked.get(change, False)
         if not asked:
             return False
@@ -204,7 +206,7 @@ def _rename_role(body: Json, role: str) -> bool:
 
 def _instructed(messages: list[dict[str, str]], instruction: str) -> list[dict[str, str]]:
     """Messages whose system message ends with an instruction."""
-    if messages and messages[0]["role"] in {"system", "developer"}:
+    if messages and messages[0]["role"] in {"system", "developer"} and isinstance(messages[0]["content"], str):
         return [messages[0] | {"content": f"{messages[0]['content']}\n\n{instruction}"}, *messages[1:]]
     return [{"role": "system", "content": instruction}, *messages]
 

@@ -15,6 +15,7 @@ from workers.providers.complaints import Complaint
 Json = Mapping[str, Any]  # Any: a request's body
 
 SYSTEM = "system"
+_ROLES = frozenset({SYSTEM, "developer"})
 _BOTH = re.compile(r"[`'\"]?(\w+)[`'\"]? and [`'\"]?(\w+)[`'\"]? cannot both be (?:specified|set|used)")  # Anthropic
 
 _SAMPLING = r"temperature|top_[pk]|min_p|seed|logprobs|(?:frequency|presence)_?penalty|stop_sequences|stream(?:ing)?"
@@ -76,6 +77,8 @@ _ROLE = re.compile(
 _UNSUPPORTED_KINDS = frozenset({"unsupported_parameter", "unknown_parameter", "unrecognized_parameter"})
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _NO_LETTER = re.compile(r"[\W_]+")
+_LONGEST_LOOK = 256 * 1024
+"""Characters of a request that are searched for the words of an error: a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +101,15 @@ def refused_parameters(complaint: Complaint, body: Json) -> Iterator[Refused]:
         yield Refused(name, True)
     if complaint.parameter is not None and not _UNSUPPORTED_KINDS.isdisjoint(complaint.kinds):
         yield Refused(complaint.parameter, True)
-    texts = _NO_LETTER.sub("", "".join(_strings(body))).lower()
     for name, said in _names(complaint.message):
-        yield Refused(name, not _is_in(said, texts))
+        if name not in _ROLES:
+            yield Refused(name, not _is_echo(said, body))
     if found := _BOTH.search(complaint.message):
-        yield Refused(found[2], not _is_in(found[0], texts), beside=found[1])
+        yield Refused(found[2], not _is_echo(found[0], body), beside=found[1])
     if found := _ROLE.search(complaint.message):
-        yield Refused(SYSTEM, not _is_in(found[0], texts), role=found["role"])
+        yield Refused(SYSTEM, not _is_echo(found[0], body), role=found["role"])
     if (found := _FORMAT.search(complaint.message)) and not _SCHEMA.search(complaint.message):
-        yield Refused("response_format", not _is_in(found[0], texts))
+        yield Refused("response_format", not _is_echo(found[0], body))
     if _WORD_JSON.search(complaint.message):
         yield Refused("response_format", False)
 
@@ -136,6 +139,9 @@ def _strings(value: object) -> Iterator[str]:
         yield from chain.from_iterable(map(_strings, value))
 
 
-def _is_in(said: str, texts: str) -> bool:
-    """Whether words of an error are in the request too, so that they may be an echo of it."""
-    return _NO_LETTER.sub("", said).lower() in texts
+def _is_echo(said: str, body: Json) -> bool:
+    """Whether words of an error may come from the request: they are in it, or it is too long to look at for them."""
+    texts = list(_strings(body))
+    if sum(map(len, texts)) > _LONGEST_LOOK:
+        return True
+    return _NO_LETTER.sub("", said).lower() in _NO_LETTER.sub("", "".join(texts)).lower()

@@ -303,6 +303,55 @@ def test_a_form_in_words_and_system_messages_as_the_users_are_one_message() -> N
     assert message["content"].endswith("hi")
 
 
+def test_an_llm_that_takes_neither_role_is_told_by_the_user() -> None:
+    """o1-mini: langchain-ai/langchain#28895, marcolardera/chatgpt-cli#78."""
+
+    async def refuses(call: Call) -> None:
+        role = call.body["messages"][0]["role"]
+        if role == "user":
+            await answers(call)
+        else:
+            said = f"Unsupported value: 'messages[0].role' does not support '{role}' with this model."
+            await call.answer(400, json.dumps(openai(said, code="unsupported_value")).encode())
+
+    request = replace(REQUEST, messages=SYSTEM)
+    server, meters = ask(refuses, request, request)
+    assert [seen.body["messages"][0]["role"] for seen in server.calls] == ["system", "developer", "user", "user"]
+    assert meters[1].adapted == ["system -> user"]
+
+
+def test_the_form_of_text_is_left_out_where_no_form_is_taken() -> None:
+    """lmstudio-ai/lmstudio-bug-tracker#307."""
+
+    async def refuses(call: Call) -> None:
+        if "response_format" in call.body:
+            await call.answer(400, json.dumps({"error": "'response_format.type' must be 'json_schema'"}).encode())
+        else:
+            await answers(call)
+
+    server, (meter,) = ask(refuses, replace(REQUEST, response_format={"type": "text"}))
+    assert meter.adapted == ["response_format -> instruction"]
+    assert server.calls[-1].body["messages"] == REQUEST.messages
+
+
+def test_a_request_too_long_to_look_for_an_echo_in_teaches_nothing() -> None:
+    row = ROWS["`Argument not supported on this model: stop` (xAI)"]
+    long = replace(REQUEST, stop=["x"], messages=[{"role": "user", "content": "word " * 100_000}])
+    server, meters = ask(refusing(row), long, replace(REQUEST, stop=["x"]))
+    assert [row.refuses(seen.body) for seen in server.calls] == [True, False, True, False]
+    assert meters[0].adapted == ["stop"]
+
+
+def test_the_same_request_is_never_sent_again() -> None:
+    """Not even where what an LLM refuses was already changed."""
+
+    async def refuses(call: Call) -> None:
+        await call.answer(400, json.dumps(openai("'messages[0].role' does not support 'system'")).encode())
+
+    outcome = call("openai", refuses, replace(REQUEST, messages=SYSTEM), renamed={"system": "developer"})
+    assert len(outcome.server.calls) == 1
+
+
 def test_a_refusal_that_comes_as_an_event_is_one_too() -> None:
     async def refuses(call: Call) -> None:
         if "temperature" not in call.body:
