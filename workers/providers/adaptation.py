@@ -187,7 +187,7 @@ def _change(body: Json, change: Change) -> bool:
 
 def _rename_role(body: Json, role: str) -> bool:
     """Give the system's messages another role; as the user's they are one with the first that follows them."""
-    messages = body["messages"]
+    messages = body.get("messages") or []
     if not any(message["role"] == "system" for message in messages):
         return False
     if role != "user":

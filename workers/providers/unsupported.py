@@ -7,6 +7,7 @@ where the one value that is taken is the default: then the parameter is not take
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -101,17 +102,36 @@ def refused_parameters(complaint: Complaint, body: Json) -> Iterator[Refused]:
         yield Refused(name, True)
     if complaint.parameter is not None and not _UNSUPPORTED_KINDS.isdisjoint(complaint.kinds):
         yield Refused(complaint.parameter, True)
+    request = _Words(body)
     for name, said in _names(complaint.message):
         if name not in _ROLES:
-            yield Refused(name, not _is_echo(said, body))
+            yield Refused(name, not request.may_have(said))
     if found := _BOTH.search(complaint.message):
-        yield Refused(found[2], not _is_echo(found[0], body), beside=found[1])
+        yield Refused(found[2], not request.may_have(found[0]), beside=found[1])
     if found := _ROLE.search(complaint.message):
-        yield Refused(SYSTEM, not _is_echo(found[0], body), role=found["role"])
+        yield Refused(SYSTEM, not request.may_have(found[0]), role=found["role"])
     if (found := _FORMAT.search(complaint.message)) and not _SCHEMA.search(complaint.message):
-        yield Refused("response_format", not _is_echo(found[0], body))
+        yield Refused("response_format", not request.may_have(found[0]))
     if _WORD_JSON.search(complaint.message):
         yield Refused("response_format", False)
+
+
+class _Words:
+    """The words of a request, among which those of an error are looked for: it may be an echo."""
+
+    def __init__(self, body: Json) -> None:
+        self._body = body
+
+    def may_have(self, said: str) -> bool:
+        """Whether these words are in the request, or it is too long to look at for them."""
+        return self._letters is None or _NO_LETTER.sub("", said).lower() in self._letters
+
+    @cached_property
+    def _letters(self) -> str | None:
+        texts = list(_strings(self._body))
+        if sum(map(len, texts)) > _LONGEST_LOOK:
+            return None
+        return _NO_LETTER.sub("", "".join(texts)).lower()
 
 
 def _names(message: str) -> Iterator[tuple[str, str]]:
@@ -137,11 +157,3 @@ def _strings(value: object) -> Iterator[str]:
         yield from chain.from_iterable(map(_strings, value.values()))
     elif isinstance(value, list):
         yield from chain.from_iterable(map(_strings, value))
-
-
-def _is_echo(said: str, body: Json) -> bool:
-    """Whether words of an error may come from the request: they are in it, or it is too long to look at for them."""
-    texts = list(_strings(body))
-    if sum(map(len, texts)) > _LONGEST_LOOK:
-        return True
-    return _NO_LETTER.sub("", said).lower() in _NO_LETTER.sub("", "".join(texts)).lower()

@@ -391,7 +391,8 @@ def test_what_embeddings_are_asked_for_in_is_left_out_where_it_is_refused() -> N
 
     async def main() -> None:
         async with serve(refuses) as server:
-            provider, meter = OpenAIProvider(llm("openai", server.url)), Meter()
+            entry = llm("openai", server.url, renamed={"system": "user", "max_tokens": "max_completion_tokens"})
+            provider, meter = OpenAIProvider(entry), Meter()
             assert await provider.embed(EmbeddingRequest(["x"]), meter) == [[0.5]]
             assert meter.adapted == ["encoding_format"]
             assert meter.usage == Usage(1)
