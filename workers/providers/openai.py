@@ -57,7 +57,7 @@ class OpenAIProvider(RemoteProvider):
             try:
                 vectors = await self._embed(request, meter, wire, key)
             except ProviderError as error:
-                if not adaptation.takes(error.complaint, wire):
+                if meter.input_tokens or not adaptation.takes(error.complaint, wire):
                     raise scrubbed(error, key) from None
             else:
                 adaptation.succeed()
