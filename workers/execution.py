@@ -138,11 +138,10 @@ class Report:
             "retry_in_s": ending.retry_in_s,
             "route_index": index,
             "llm_failures": 0 if moves else storable_count(claim.llm_failures + counts, MAX_SMALLINT),
-            "adapted": list(self.adapted) or None,
-            "adjusted": adjusted.as_stored() if adjusted else None,
-            "priority": adjusted.priority if adjusted else None,
             "tier": llm.tier if llm else None,
             "queue": catalog.tiers[llm.tier].queue if llm else None,
+            **({"adapted": list(self.adapted)} if self.adapted else {}),
+            **({"adjusted": adjusted.as_stored(), "priority": adjusted.priority} if adjusted else {}),
         }
 
     def as_minimal_row(self) -> dict[str, object]:
