@@ -140,11 +140,16 @@ class Health:
         return {"status": "down", "capacity": 0, "waiting": waiting, "problem": problem}
 
     def _llms(self) -> dict[str, Part]:
-        """Each LLM with its circuit breaker: ``down`` unless that is closed; nothing when Redis does not say."""
-        return {
-            f"llm:{name}": {"status": "ok" if look.state is CircuitState.CLOSED else "down", "breaker": look.state}
-            for name, look in (self._vitals.breakers or {}).items()
-        }
+        """Each LLM with its circuit breaker: ``down`` unless that is closed, and while its provider refuses this
+        platform, with the reason; nothing when Redis does not say."""
+        parts = {}
+        for name, look in (self._vitals.breakers or {}).items():
+            vitals = self._vitals.llms.get(name)
+            refusal = vitals.refusal if vitals else None
+            ok = look.state is CircuitState.CLOSED and refusal is None
+            part: Part = {"status": "ok" if ok else "down", "breaker": look.state}
+            parts[f"llm:{name}"] = part if refusal is None else part | {"problem": refusal}
+        return parts
 
     async def _look_at_stores(self) -> Report:
         (postgres, migrations), redis = await asyncio.gather(self._postgres(), self._redis())

@@ -117,4 +117,5 @@ def _attempt_resource(attempt: Row) -> Resource:
         "time_to_first_token_ms": attempt["time_to_first_token_ms"],
         "usage": Usage(**{name: attempt[name] for name in _USAGE}).as_wire(),
         "cost_usd": as_wire(Decimal(attempt["cost_usd"])),
+        "adapted": attempt["adapted"] or [],
     }

@@ -158,19 +158,24 @@ def llm_request_of(request: JobRequest) -> JsonObject:
             wanted[name] = value
     if request.response_format is not None:
         wanted["response_format"] = request.response_format.model_dump(exclude_none=True, by_alias=True)
+    if request.adjust:
+        wanted["adjust"] = True
     return wanted
 
 
 def _check_fit(request: JobRequest, route: Route, catalog: Catalog) -> None:
-    """Refuse only what certainly fits no LLM of the route; the worker counts the rest exactly."""
+    """Refuse only what certainly fits no LLM of the route; the worker counts the rest exactly.
+
+    Of a job that may be adjusted the prompt must fit: ``max_tokens`` sinks.
+    """
     window = max(catalog.llms[name].context_window for name in route.llms)
-    if request.max_tokens >= window:
+    if request.max_tokens >= window and not request.adjust:
         raise ContextLengthExceeded(
             f"max_tokens is {request.max_tokens}; the largest context window of the route has {window}.",
             param="max_tokens",
         )
     prompt_tokens = fewest_tokens(_texts(request))
-    if prompt_tokens + request.max_tokens > window:
+    if prompt_tokens + (1 if request.adjust else request.max_tokens) > window:
         raise ContextLengthExceeded(
             f"The prompt has at least {prompt_tokens} tokens; with max_tokens {request.max_tokens} that is"
             f" more than the largest context window of the route, {window}.",

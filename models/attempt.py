@@ -30,6 +30,7 @@ class Attempt(Base):
     ``outcome`` is null while it runs. ``duration_ms`` is null until its worker reports: an attempt may be
     ``lost`` and still report later what it used. The worst case of a lost attempt is booked as if it had been used
     (``usage_estimated``, :mod:`models.lost`); a late report replaces it, and ``estimated_*`` keep what it was.
+    ``adapted`` lists what was changed in the request, for the LLM or by ``adjust``; null for nothing.
     """
 
     __tablename__ = "attempts"
@@ -56,6 +57,7 @@ class Attempt(Base):
     estimated_input_tokens: Mapped[int | None]
     estimated_output_tokens: Mapped[int | None]
     estimated_usd: Mapped[Cost | None]
+    adapted: Mapped[Json | None]
 
 
 DEATHS_IN_COMPANY = 2
@@ -82,7 +84,7 @@ CLAIM = text(f"""
             attempt_count = attempt_count + 1, started_at = coalesce(started_at, now())
         FROM offered WHERE j.id = offered.id
         RETURNING j.id AS job_id, j.tenant_id, j.attempt_id, j.attempt_count, j.route, j.route_index,
-                  j.llm_failures, j.request, cardinality(j.budget_periods) > 0 AS budgeted,
+                  j.llm_failures, j.priority, j.request, cardinality(j.budget_periods) > 0 AS budgeted,
                   extract(epoch FROM j.expires_at - now())::float AS expires_in_s
     ), opened AS (
         INSERT INTO attempts (id, job_id, number, llm, provider, worker_id, started_at)
@@ -148,7 +150,8 @@ FINISH = text(f"""
             cached_input_tokens int, reasoning_tokens int, usage_estimated boolean,
             input_price numeric, output_price numeric, cached_input_price numeric, cost_usd numeric,
             status text, result jsonb, job_error jsonb, retry_in_s double precision, route_index smallint,
-            llm_failures smallint, tier text, queue text, topped_up_usd numeric)
+            llm_failures smallint, tier text, queue text, topped_up_usd numeric, adapted jsonb, adjusted jsonb,
+            priority smallint)
         WHERE {_ONE_BY_ONE}
     ), verdict AS (
         SELECT d.*, j.api_key_id, j.team, j.end_user, j.budget_periods, j.reserved_usd, j.batch_id, j.batch_copies,
@@ -165,7 +168,7 @@ FINISH = text(f"""
             input_tokens = v.input_tokens, output_tokens = v.output_tokens, cost_usd = v.cost_usd,
             cached_input_tokens = coalesce(v.cached_input_tokens, 0),
             reasoning_tokens = coalesce(v.reasoning_tokens, 0),
-            usage_estimated = coalesce(v.usage_estimated, false),
+            usage_estimated = coalesce(v.usage_estimated, false), adapted = v.adapted,
             estimated_input_tokens = CASE WHEN a.usage_estimated THEN a.input_tokens END,
             estimated_output_tokens = CASE WHEN a.usage_estimated THEN a.output_tokens END,
             estimated_usd = CASE WHEN a.usage_estimated THEN a.cost_usd END
@@ -217,6 +220,8 @@ FINISH = text(f"""
         dispatched_at = CASE WHEN held AND v.target = 'queued' THEN NULL ELSE j.dispatched_at END,
         next_attempt_at = CASE WHEN held AND v.target = 'queued' THEN now() + make_interval(secs => v.retry_in_s)
                                ELSE j.next_attempt_at END,
+        request = CASE WHEN held AND v.adjusted IS NOT NULL THEN j.request || v.adjusted ELSE j.request END,
+        priority = CASE WHEN held THEN coalesce(v.priority, j.priority) ELSE j.priority END,
         route_index = CASE WHEN held THEN v.route_index ELSE j.route_index END,
         llm_failures = CASE WHEN held THEN v.llm_failures ELSE j.llm_failures END,
         tier = CASE WHEN held THEN coalesce(v.tier, j.tier) ELSE j.tier END,
@@ -233,7 +238,8 @@ its cost and changes nothing else. An attempt reports once: a statement that run
 What was booked as the worst case of an attempt that was given up is taken back by the same statement.
 Budgets learn of it by movements: the cost is spent, and a job that ends releases what it reserved. A job that
 goes back to the queue keeps its reservation, so whoever reports a cost with it has reserved that much more
-before, ``topped_up_usd`` (:class:`workers.exchange.Exchange`).
+before, ``topped_up_usd`` (:class:`workers.exchange.Exchange`). ``adjusted`` and ``priority`` are what the job's
+further attempts are made with, where that is something else.
 """
 
 RESCUE = text(f"""

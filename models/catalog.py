@@ -176,6 +176,17 @@ class EngineConfig(_Entry):
         return self
 
 
+RENAMED: Mapping[str, frozenset[str]] = {
+    "max_tokens": frozenset({"max_completion_tokens"}),
+    "response_format": frozenset({"json_object", "instruction"}),
+    "system": frozenset({"developer", "user"}),
+}
+"""What may be sent as something else: a parameter's name, the form of an answer, the role of system messages."""
+
+_NEEDED = frozenset({"model", "messages", "input", "max_tokens", "dimensions"})
+_REMOTE = ("openai", "anthropic")
+
+
 class LLM(_Entry):
     """One language model as the catalogue describes it; prices in USD per million tokens."""
 
@@ -189,6 +200,11 @@ class LLM(_Entry):
     base_url: str | None = None
     api_key_env: str | None = None
     api_key_file: Path | None = Field(default=None, description="A file that holds the key and nothing else.")
+    api_key_header: str | None = Field(
+        default=None, pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$", description="Unset: the API's own, or Azure's `api-key`."
+    )
+    unsupported: tuple[str, ...] = Field(default=(), description="Parameters of a request that the LLM does not take.")
+    renamed: dict[str, str] = Field(default={}, description="What is sent to the LLM as something else.")
     context_window: int = Field(ge=1)
     quality: float = Field(default=0.5, ge=0, le=1)
     input_price: Price = Usd(description="Absent: the first of `prices`, or the provider's list price.")
@@ -229,6 +245,13 @@ class LLM(_Entry):
             raise ValueError("provider 'llamacpp' needs `source` or `sources`, not both")
         if self.embeddings and self.provider not in ("openai", "mock"):
             raise ValueError(f"provider {self.provider!r} has no embeddings")
+        if (self.unsupported or self.renamed) and self.provider not in _REMOTE:
+            raise ValueError(f"provider {self.provider!r} has no `unsupported` and no `renamed` parameters")
+        if needed_all_the_same := _NEEDED.intersection(self.unsupported):
+            raise ValueError(f"unsupported: no request is without {', '.join(sorted(needed_all_the_same))}")
+        for name, to in self.renamed.items():
+            if to not in RENAMED.get(name, ()):
+                raise ValueError(f"renamed: {name!r} cannot be sent as {to!r}")
         if self.api_key_env and self.api_key_file:
             raise ValueError("give `api_key_env` or `api_key_file`, not both")
         return self

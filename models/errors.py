@@ -191,11 +191,15 @@ PROVIDER_SIDE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why an attempt failed, as data: the wire's ``error`` object. The message is made storable here, for all."""
+    """Why an attempt failed, as data: the wire's ``error`` object. The message is made storable here, for all.
+
+    ``again``: whether the same request may be sent to the same LLM again, where the code allows it.
+    """
 
     code: FailureCode
     message: str
     retry_after_s: float | None = None
+    again: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", storable_text(self.message, MAX_MESSAGE))
@@ -203,7 +207,7 @@ class JobFailure:
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed later on the same LLM."""
-        return self.code in RETRYABLE
+        return self.again and self.code in RETRYABLE
 
     def as_wire(self) -> dict[str, str | bool]:
         """``{"code", "message", "retryable"}``."""

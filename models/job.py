@@ -201,7 +201,7 @@ _JOB_VIEW = """
                        'time_to_first_token_ms', time_to_first_token_ms, 'input_tokens', a.input_tokens,
                        'output_tokens', a.output_tokens, 'cached_input_tokens', a.cached_input_tokens,
                        'reasoning_tokens', a.reasoning_tokens, 'estimated', a.usage_estimated,
-                       'cost_usd', a.cost_usd::text)
+                       'cost_usd', a.cost_usd::text, 'adapted', a.adapted)
                    ORDER BY number)
             FROM attempts a WHERE a.job_id = j.id) AS attempts
     FROM jobs j

@@ -14,7 +14,8 @@ _FAILURES = sorted(PROVIDER_SIDE - {FailureCode.CIRCUIT_OPEN})
 
 SELECT_PERFORMANCE = text("""
     WITH recent AS (
-        SELECT llm, outcome, error ->> 'code' AS code, duration_ms, time_to_first_token_ms AS first_ms, output_tokens
+        SELECT id, llm, outcome, error ->> 'code' AS code, duration_ms, time_to_first_token_ms AS first_ms,
+               output_tokens, CASE error ->> 'code' WHEN :refused THEN error ->> 'message' END AS refusal
         FROM attempts WHERE id > :since ORDER BY id DESC LIMIT :most
     )
     SELECT llm,
@@ -23,10 +24,11 @@ SELECT_PERFORMANCE = text("""
            percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) FILTER (WHERE outcome = 'completed') AS latency_ms,
            percentile_cont(0.5) WITHIN GROUP (ORDER BY first_ms) FILTER (WHERE outcome = 'completed') AS first_ms,
            sum(output_tokens) FILTER (WHERE outcome = 'completed') AS tokens,
-           sum(duration_ms - coalesce(first_ms, 0)) FILTER (WHERE outcome = 'completed') AS writing_ms
+           sum(duration_ms - coalesce(first_ms, 0)) FILTER (WHERE outcome = 'completed') AS writing_ms,
+           (array_agg(refusal ORDER BY id DESC))[1] AS refusal
     FROM recent WHERE outcome IN ('completed', 'failed') GROUP BY llm
 """)
-"""Each LLM's latest attempts, ``most`` of them in all.
+"""Each LLM's latest attempts, ``most`` of them in all; ``refusal``: why the latest one failed, if it is the operator's.
 
 An attempt's id is a UUIDv7, so the primary key finds the latest: the cost is bounded however many there were, and
 no index slows the reports down.
@@ -37,7 +39,8 @@ def performance_params(now: datetime) -> dict[str, object]:
     """What SELECT_PERFORMANCE is asked with."""
     since = now.astimezone(UTC) - timedelta(seconds=WINDOW_S)
     oldest = UUID(int=(int(since.timestamp() * 1000) << 80) | (7 << 76) | (2 << 62))
-    return {"since": oldest, "most": MOST_ATTEMPTS, "failures": _FAILURES}
+    refused = FailureCode.PROVIDER_AUTH.value
+    return {"since": oldest, "most": MOST_ATTEMPTS, "failures": _FAILURES, "refused": refused}
 
 
 def to_vitals(row: RowMapping) -> Vitals:
@@ -49,6 +52,7 @@ def to_vitals(row: RowMapping) -> Vitals:
         latency_s=_seconds(row["latency_ms"]),
         time_to_first_token_s=_seconds(row["first_ms"]),
         tokens_per_s=float(1000 * tokens / writing_ms) if tokens and writing_ms else None,
+        refusal=row["refusal"],
     )
 
 

@@ -32,7 +32,10 @@ _BYTES_PER_TOKEN = 3
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What is known of an LLM from its last minutes; times in seconds, None where nothing was measured."""
+    """What is known of an LLM from its last minutes; times in seconds, None where nothing was measured.
+
+    ``refusal``: why its provider refused the latest attempt, where that is the operator's to mend: key, money, model.
+    """
 
     attempts: int = 0
     failures: int = 0
@@ -40,6 +43,7 @@ class Vitals:
     time_to_first_token_s: float | None = None
     tokens_per_s: float | None = None
     breaker_open: bool = False
+    refusal: str | None = None
 
     @property
     def error_rate(self) -> float:

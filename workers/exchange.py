@@ -297,5 +297,6 @@ def _to_claim(row: RowMapping) -> Claim:
         llm_failures=row["llm_failures"],
         request=row["request"],
         budgeted=row["budgeted"],
+        priority=row["priority"],
         expires_in_s=row["expires_in_s"],
     )

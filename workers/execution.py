@@ -11,8 +11,8 @@ in one statement, fenced by the attempt's id. Nothing here knows of Postgres or 
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from time import monotonic
@@ -26,6 +26,7 @@ from models.errors import PROVIDER_SIDE, FailureCode, JobFailure
 from models.lifecycle import AttemptOutcome, JobStatus
 from models.pricing import Price, Usage, cost_of
 from models.storable import MAX_SMALLINT, storable_count
+from workers.adjusting import NORMAL, Adjustment, adjust, adjustments_of
 from workers.breaker import Health, Refused, health_at_limit, health_of
 from workers.gate import Busy, Entry, Gate
 from workers.providers.base import (
@@ -37,7 +38,7 @@ from workers.providers.base import (
     ProviderError,
 )
 from workers.providers.registry import Providers
-from workers.retries import FallBack, Onward, Retry, decide, onward
+from workers.retries import Fail, FallBack, Onward, Retry, decide, onward
 from workers.structured import generate_checked
 
 log = structlog.get_logger()
@@ -63,6 +64,7 @@ class Claim:
     request: dict[str, Any]  # Any: the request as the API checked and stored it
     expires_in_s: float
     budgeted: bool = False
+    priority: int = NORMAL
 
     @property
     def llm(self) -> str:
@@ -90,7 +92,7 @@ class Ending:
     """How an attempt ended and where its job goes.
 
     ``goes_to``: the place of another LLM in the route. ``not_made``: the LLM was not called and the job waits for
-    it; nothing remains of the attempt.
+    it; nothing remains of the attempt. ``adjusted``: what the job's further attempts are made with instead.
     """
 
     outcome: AttemptOutcome
@@ -100,6 +102,7 @@ class Ending:
     retry_in_s: float = 0.0
     goes_to: int | None = None
     not_made: bool = False
+    adjusted: Adjustment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Report:
     price: Price
     duration_ms: int
     time_to_first_token_ms: int | None
+    adapted: Sequence[str] = ()
 
     def as_row(self, catalog: Catalog) -> dict[str, object]:
         """The row that ``models.attempt.FINISH`` takes; ``tier`` and ``queue`` are None, and stay what they were, where
@@ -122,6 +126,8 @@ class Report:
         failed = ending.failure is not None
         llm = catalog.llms.get(claim.route[index])
         first_ms = self.time_to_first_token_ms
+        adjusted = ending.adjusted
+        counts = failed and not (adjusted and adjusted.max_tokens)
         return self._settled() | {
             "goes_on_budgeted": claim.budgeted and ending.status is JobStatus.QUEUED,
             "outcome": ending.outcome,
@@ -131,9 +137,11 @@ class Report:
             "result": ending.result,
             "retry_in_s": ending.retry_in_s,
             "route_index": index,
-            "llm_failures": 0 if moves else storable_count(claim.llm_failures + failed, MAX_SMALLINT),
+            "llm_failures": 0 if moves else storable_count(claim.llm_failures + counts, MAX_SMALLINT),
             "tier": llm.tier if llm else None,
             "queue": catalog.tiers[llm.tier].queue if llm else None,
+            **({"adapted": list(self.adapted)} if self.adapted else {}),
+            **({"adjusted": adjusted.as_stored(), "priority": adjusted.priority} if adjusted else {}),
         }
 
     def as_minimal_row(self) -> dict[str, object]:
@@ -237,6 +245,7 @@ class Attempt:
             price,
             duration_ms=round(self._calling_s * 1000),
             time_to_first_token_ms=None if first is None or called is None else round((first - called) * 1000),
+            adapted=[*adjustments_of(self.claim.request), *self._meter.adapted],
         )
 
     async def _end(self, llm: LLM | None) -> Ending:
@@ -318,11 +327,15 @@ class Attempt:
             onward=self._onward(),
             uniform=random.uniform,
         )
+        adjusted = adjust(failure, self.claim.request, self.claim.priority, goes_on=not isinstance(decision, Fail))
+        queued = Ending(AttemptOutcome.FAILED, JobStatus.QUEUED, failure=failure, adjusted=adjusted)
         match decision:
             case Retry(delay_s):
-                return Ending(AttemptOutcome.FAILED, JobStatus.QUEUED, failure=failure, retry_in_s=delay_s)
+                return replace(queued, retry_in_s=delay_s)
             case FallBack(index):
-                return Ending(AttemptOutcome.FAILED, JobStatus.QUEUED, failure=failure, goes_to=index)
+                return replace(queued, goes_to=index)
+        if adjusted is not None:
+            return queued
         last_resort = self._last_resort(AttemptOutcome.FAILED, failure)
         return last_resort or Ending(AttemptOutcome.FAILED, JobStatus.FAILED, failure=failure)
 

@@ -151,6 +151,7 @@ _OF_REQUEST: Mapping[str, Callable[[str], Any]] = {  # Any: a field's value
     "response_format": parse_json_field,
     "fallbacks": _names,
     "priority": str,
+    "adjust": _boolean,
     "max_cost_usd": str,
     "user": str,
     "team": str,

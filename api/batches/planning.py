@@ -80,7 +80,7 @@ class Planner:
         ask = Ask(form.request.model, form.request.fallbacks, texts, form.request.max_tokens, structured)
         self.route = router.route(ask)
         self._window = max(catalog.llms[name].context_window for name in self.route.llms)
-        if form.request.max_tokens >= self._window:
+        if form.request.max_tokens >= self._window and not form.request.adjust:
             raise ContextLengthExceeded(
                 f"max_tokens is {form.request.max_tokens}; the largest context window of the route has {self._window}.",
                 param="max_tokens",
@@ -194,7 +194,7 @@ class Planner:
 
     def _check_fit(self, cells: Sequence[Sequence[str]], sizes: Sequence[int], lines: Sequence[int]) -> None:
         """Refuse only what certainly fits no LLM of the route, as for a single job."""
-        room = self._window - self._request.max_tokens
+        room = self._window - (1 if self._request.adjust else self._request.max_tokens)
         surely = (room - len(self._own_bytes)) * LONGEST_TOKEN_BYTES
         if max(sizes) <= surely:
             return

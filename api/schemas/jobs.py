@@ -53,6 +53,9 @@ class AttemptResource(BaseModel):
     time_to_first_token_ms: int | None
     usage: UsageResource
     cost_usd: str
+    adapted: Sequence[str] = Field(
+        description="What was changed in the request: a name alone was left out, `a -> b` was sent as b."
+    )
 
 
 class CandidateResource(BaseModel):

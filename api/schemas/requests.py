@@ -118,6 +118,10 @@ class JobRequest(Strict):
         default=None, description="LLMs to try next; the catalogue's if absent, none if empty."
     )
     priority: Literal["high", "normal", "low"] = "normal"
+    adjust: bool = Field(
+        default=False,
+        description="`max_tokens` and `priority` may sink where a context is too small or a rate limit is reached.",
+    )
     callback_url: str | None = Field(
         default=None, max_length=2048, description="Not delivered by this version: refused."
     )

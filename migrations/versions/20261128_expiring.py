@@ -7,7 +7,7 @@ statement about waiting or running jobs.
 from migrations.indexes import create_index, drop_index
 
 revision = "20261128_expiring"
-down_revision = "20261127_intakes"
+down_revision = "20261128_adapted"
 branch_labels = None
 depends_on = None
 

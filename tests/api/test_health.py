@@ -18,6 +18,7 @@ from api.local.ports import choose_port
 from api.settings import ApiSettings
 from models.breakers import SharedBreakers, rules_of
 from models.database import Params, fetch_all, newest_revision, older_revisions, read_all
+from models.errors import FailureCode, JobFailure
 from models.ids import new_id
 from models.performance import SELECT_PERFORMANCE, WINDOW_S, performance_params, to_vitals
 from models.process import DEREGISTER, REGISTER, SELECT_BACKLOG
@@ -39,6 +40,7 @@ def anonymous(client: httpx.AsyncClient) -> httpx.AsyncClient:
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.health.FRESH_S", 0)
+    monkeypatch.setattr("api.vitals.PERFORMANCE_EVERY_S", 0)
 
 
 async def test_the_process_is_alive(anonymous: httpx.AsyncClient) -> None:
@@ -353,6 +355,26 @@ async def test_an_open_breaker_shows_in_health_metrics_and_routing(
     assert parts["llm:tiny"] == {"status": "ok", "breaker": "closed"}
     assert shown["headrace_llm_breaker", "alone/open"] == 1
     assert shown["headrace_llm_breaker", "tiny/closed"] == 1
+
+
+async def test_health_says_of_an_llm_why_its_provider_refuses_this_platform(
+    app: FastAPI, client: httpx.AsyncClient, worker: Worker
+) -> None:
+    """A model that was retired, an empty account: an operator sees it, until an attempt at the LLM succeeds again."""
+    problem = "the provider does not have the model, or the address, of the catalogue (HTTP 404)"
+    refusal = JobFailure(FailureCode.PROVIDER_AUTH, problem).as_wire()
+    vitals = app.state.services.vitals
+
+    async def part() -> Json:
+        await vitals.look()
+        shown: Json = (await client.get("/health")).json()["parts"]["llm:tiny"]
+        return shown
+
+    await worker.finish(await worker.claim(await submit(client, model="tiny")), "failed", error=refusal)
+    assert await part() == {"status": "down", "breaker": "closed", "problem": problem}
+    other = JobFailure(FailureCode.PROVIDER_REJECTED, "no").as_wire()
+    await worker.finish(await worker.claim(await submit(client, model="tiny")), "failed", error=other)
+    assert await part() == {"status": "ok", "breaker": "closed"}
 
 
 async def measured(client: httpx.AsyncClient, metric: str) -> bool:

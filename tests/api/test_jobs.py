@@ -52,6 +52,7 @@ async def test_a_completed_job_shows_its_result_cost_and_attempts(client: httpx.
         "time_to_first_token_ms": 95,
         "usage": {"input_tokens": 12, "output_tokens": 40, "total_tokens": 52},
         "cost_usd": "0.000092",
+        "adapted": [],
     }
 
 

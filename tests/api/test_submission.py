@@ -15,6 +15,7 @@ from api.schemas.requests import JobRequest
 from api.submission import plan_job, request_hash
 from models.catalog import load_catalog
 from models.database import fetch_one
+from models.errors import ContextLengthExceeded
 from tests.api.acting import Json, Tenant, code_of, submit, uuid_of
 from tests.api.conftest import CATALOG
 
@@ -243,6 +244,21 @@ async def test_what_fits_no_llm_of_the_route_is_refused(client: httpx.AsyncClien
 
 async def test_what_may_fit_a_fallback_is_accepted(client: httpx.AsyncClient) -> None:
     await submit(client, model="tiny", max_tokens=4000)
+
+
+def test_a_job_that_may_be_adjusted_needs_room_for_its_prompt_alone() -> None:
+    planned = plan(model="alone", max_tokens=5000, adjust=True)
+    assert planned["request"]["adjust"] is True
+    assert "adjust" not in plan(model="alone")["request"]
+    with pytest.raises(ContextLengthExceeded):
+        plan(model="alone", max_tokens=1, adjust=True, prompt="x" * 128_001)
+
+
+def test_to_allow_adjustments_makes_another_request() -> None:
+    """A repeated request without a change has the hash that it always had."""
+    plain, adjusted = (JobRequest.model_validate({"prompt": "Hi", **more}) for more in ({}, {"adjust": True}))
+    assert request_hash(plain) == request_hash(JobRequest.model_validate({"prompt": "Hi", "adjust": False}))
+    assert request_hash(plain) != request_hash(adjusted)
 
 
 async def test_a_worst_case_above_the_cap_is_refused(client: httpx.AsyncClient) -> None:

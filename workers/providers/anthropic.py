@@ -7,7 +7,9 @@ from typing import Any
 import orjson
 
 from models.catalog import LLM
+from workers.providers.addresses import anthropic_base
 from workers.providers.base import GenerationRequest, Meter
+from workers.providers.instructions import instruction_of
 from workers.providers.remote import RemoteProvider
 from workers.providers.transcript import Json, Transcript, mapping
 from workers.providers.usagecounts import anthropic_counts_of
@@ -22,13 +24,15 @@ class AnthropicProvider(RemoteProvider):
     path = "/v1/messages"
 
     def __init__(self, llm: LLM) -> None:
-        super().__init__(llm, (llm.base_url or BASE_URL).rstrip("/").removesuffix("/v1"))
+        super().__init__(llm, anthropic_base(llm.base_url or BASE_URL))
 
     def headers(self, key: str | None) -> dict[str, str]:
         """The key and the API's version."""
-        return {"anthropic-version": VERSION, **({"x-api-key": key} if key else {})}
+        header = (self._llm.api_key_header or "x-api-key").lower()
+        value = f"Bearer {key}" if header == "authorization" else key
+        return {"anthropic-version": VERSION, **({header: value} if value and key else {})}
 
-    def to_wire(self, request: GenerationRequest, dialect: frozenset[str]) -> Json:
+    def to_wire(self, request: GenerationRequest) -> Json:
         """The body of a message request."""
         return to_wire(request, self._llm.model)
 
@@ -49,7 +53,7 @@ def to_wire(request: GenerationRequest, model: str | None) -> Json:
     if not turns:
         system, turns = [], [{"role": "user", "content": "\n\n".join(system)}]
     tool = _tool(request.response_format)
-    if tool is None and (instruction := _instruction(request.response_format)):
+    if tool is None and (instruction := instruction_of(request.response_format)):
         system.append(instruction)
     temperature = None if request.temperature is None else min(request.temperature, 1.0)
     optional = {
@@ -168,15 +172,3 @@ def _tool(response_format: Json | None) -> Json | None:
         return None
     description = str(form.get("description") or "Give the answer.")
     return {"name": str(form.get("name") or "answer"), "description": description, "input_schema": schema}
-
-
-def _instruction(response_format: Json | None) -> str | None:
-    response_format = response_format or {}
-    if response_format.get("type", "text") == "text":
-        return None
-    schema = mapping(response_format.get("json_schema")).get("schema")
-    if schema is None:
-        return "Answer with one JSON object and nothing else."
-    return (
-        f"Answer with one JSON value that follows this JSON Schema, and nothing else:\n{orjson.dumps(schema).decode()}"
-    )

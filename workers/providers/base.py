@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from models.errors import FailureCode, JobFailure
 from models.pricing import Usage
+from workers.providers.complaints import Complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,12 @@ class Meter:
 
     It stays right when the call is cancelled or fails in its middle, so that what was used is booked. Of an attempt
     that makes several calls it keeps the sum. ``on_text`` takes the answer as it comes, where somebody reads along.
+    ``adapted`` names what was changed in the request for the LLM.
     """
 
     def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
         self.on_text = on_text
+        self.adapted: list[str] = []
         self.input_tokens = 0
         self.output_tokens = 0
         self.cached_input_tokens = 0
@@ -113,14 +116,17 @@ class ProviderError(Exception):
 
     The failure's message is for tenants: it names no address, path, host or environment variable. ``detail`` has those,
     for the log alone. ``here``: the reason lies in this process, such as its memory, and says nothing of the LLM on
-    other workers.
+    other workers. ``complaint``: what the provider said, where it said something.
     """
 
-    def __init__(self, failure: JobFailure, *, detail: str = "", here: bool = False) -> None:
+    def __init__(
+        self, failure: JobFailure, *, detail: str = "", here: bool = False, complaint: Complaint | None = None
+    ) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.detail = detail
         self.here = here
+        self.complaint = complaint
 
     @classmethod
     def of(
@@ -129,11 +135,14 @@ class ProviderError(Exception):
         message: str,
         retry_after_s: float | None = None,
         *,
+        again: bool = True,
         detail: str = "",
         here: bool = False,
+        complaint: Complaint | None = None,
     ) -> "ProviderError":
-        """An error with a code of the taxonomy."""
-        return cls(JobFailure(code, message, retry_after_s), detail=detail, here=here)
+        """An error with a code of the taxonomy; ``again`` as in :class:`models.errors.JobFailure`."""
+        failure = JobFailure(code, message, retry_after_s, again)
+        return cls(failure, detail=detail, here=here, complaint=complaint)
 
 
 class Provider(Protocol):

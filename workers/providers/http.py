@@ -129,7 +129,9 @@ class Http:
         if url.scheme not in {"http", "https"} or not url.host:
             raise ConfigurationError("base_url must begin with http:// or https:// and a host")
         self._url = url
-        self._path = url.raw_path.rstrip(b"/")
+        path, mark, query = url.raw_path.partition(b"?")
+        self._path = path.rstrip(b"/")
+        self._query = mark + query
         self._host = url.netloc
         self._total_s = limits.total_s
         self._timeouts = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.read_s}
@@ -167,7 +169,7 @@ class Http:
             scheme=self._url.raw_scheme,
             host=self._url.raw_host,
             port=self._url.port,
-            target=self._path + path.encode(),
+            target=self._path + path.encode() + self._query,
         )
         own = [(b"host", self._host), (b"content-length", b"%d" % length), *_HEADERS]
         added = [(name.encode(), value.encode()) for name, value in headers.items()]

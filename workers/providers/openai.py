@@ -1,12 +1,12 @@
 """The ``openai`` provider: any server that speaks OpenAI's chat completions over HTTP."""
 
-import re
-
 import orjson
 
 from models.catalog import LLM
 from models.errors import FailureCode
 from models.tokens import most_tokens
+from workers.providers.adaptation import Adaptation
+from workers.providers.addresses import is_azure, openai_base
 from workers.providers.base import Embedding, EmbeddingRequest, GenerationRequest, Meter, ProviderError
 from workers.providers.contentparts import Kind, calls_of, parts_of
 from workers.providers.embeddings import read_embeddings
@@ -17,20 +17,6 @@ from workers.providers.remote import RemoteProvider
 from workers.providers.transcript import Json, Transcript, mapping
 from workers.providers.usagecounts import counts_of
 
-NO_USAGE = "no stream_options"
-COMPLETION_TOKENS = "max_completion_tokens"
-NO_STREAM = "no stream"
-
-_CHANGES = (
-    (re.compile(r"stream_options|include_usage", re.IGNORECASE), NO_USAGE),
-    (re.compile(r"max_completion_tokens\W{0,3} instead", re.IGNORECASE), COMPLETION_TOKENS),
-    (
-        re.compile(r"stream\w* (is|are) not (supported|available)|unsupported.{0,20}\bstream\b", re.IGNORECASE),
-        NO_STREAM,
-    ),
-)
-"""What servers refuse, and what to do instead; each is tried once and kept."""
-
 
 class OpenAIProvider(RemoteProvider):
     """One LLM of an OpenAI-compatible server."""
@@ -38,15 +24,21 @@ class OpenAIProvider(RemoteProvider):
     path = "/chat/completions"
 
     def __init__(self, llm: LLM) -> None:
-        super().__init__(llm, llm.base_url or "")
+        base_url = openai_base(llm.base_url or "", llm.model)
+        super().__init__(llm, base_url)
+        self._is_azure = is_azure(base_url)
 
     def headers(self, key: str | None) -> dict[str, str]:
-        """The key as a bearer token."""
-        return {"authorization": f"Bearer {key}"} if key else {}
+        """The key as a bearer token, or as Azure takes it, which takes only Entra's tokens as such."""
+        if not key:
+            return {}
+        if header := self._llm.api_key_header:
+            return {header.lower(): f"Bearer {key}" if header.lower() == "authorization" else key}
+        return {"api-key": key} if self._is_azure and not key.startswith("eyJ") else {"authorization": f"Bearer {key}"}
 
-    def to_wire(self, request: GenerationRequest, dialect: frozenset[str]) -> Json:
+    def to_wire(self, request: GenerationRequest) -> Json:
         """The body of a chat completion request."""
-        return to_wire(request, self._llm.model, dialect)
+        return to_wire(request, self._llm.model)
 
     def transcript(self, request: GenerationRequest, meter: Meter) -> Transcript:
         """A reader of chat completions."""
@@ -54,14 +46,26 @@ class OpenAIProvider(RemoteProvider):
 
     async def embed(self, request: EmbeddingRequest, meter: Meter) -> list[Embedding]:
         """The vectors of some texts by one POST."""
-        key = self._key.value
-        body = {
-            "input": request.texts,
-            "model": self._llm.model,
-            "encoding_format": "base64" if request.base64 else "float",
-            **({"dimensions": request.dimensions} if request.dimensions is not None else {}),
-        }
-        written = orjson.dumps(body)
+        key, adaptation = self._key.value, Adaptation(self._memory)
+        while True:
+            wire: Json = {
+                "input": request.texts,
+                "model": self._llm.model,
+                "encoding_format": "base64" if request.base64 else "float",
+                **({"dimensions": request.dimensions} if request.dimensions is not None else {}),
+            }
+            meter.adapted = adaptation.apply(wire)
+            try:
+                vectors = await self._embed(request, meter, wire, key)
+            except ProviderError as error:
+                if meter.input_tokens or not adaptation.takes(error.complaint, wire):
+                    raise scrubbed(error, key) from None
+            else:
+                adaptation.succeed()
+                return vectors
+
+    async def _embed(self, request: EmbeddingRequest, meter: Meter, wire: Json, key: str | None) -> list[Embedding]:
+        written = orjson.dumps(wire)
         sending, answer = Sending(written), None
         try:
             answer = await self.ask("/embeddings", written, key, sending)
@@ -69,17 +73,13 @@ class OpenAIProvider(RemoteProvider):
         except ProviderError as error:
             if error.failure.code is FailureCode.PROVIDER_AUTH:
                 self._key.read_again()
-            raise scrubbed(error, key) from None
+            raise
         finally:
             if sending.may_cost and answer is None:
                 meter.input_tokens, meter.estimated = most_tokens(request.texts), True
 
-    def adapt(self, refusal: str) -> str | None:
-        """The change that makes a server of older or newer habits take the request."""
-        return next((change for pattern, change in _CHANGES if pattern.search(refusal)), None)
 
-
-def to_wire(request: GenerationRequest, model: str | None, dialect: frozenset[str] = frozenset()) -> Json:
+def to_wire(request: GenerationRequest, model: str | None) -> Json:
     """The body of a chat completion request.
 
     ``developer`` messages go as ``system``, which OpenAI takes to mean the same and other servers know.
@@ -88,12 +88,10 @@ def to_wire(request: GenerationRequest, model: str | None, dialect: frozenset[st
         "messages": [
             {**message, "role": "system"} if message["role"] == "developer" else message for message in request.messages
         ],
-        "max_completion_tokens" if COMPLETION_TOKENS in dialect else "max_tokens": request.max_tokens,
+        "max_tokens": request.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
-    if NO_STREAM not in dialect:
-        body["stream"] = True
-        if NO_USAGE not in dialect:
-            body["stream_options"] = {"include_usage": True}
     optional = {
         "model": model,
         "temperature": request.temperature,

@@ -7,6 +7,7 @@ import orjson
 
 from models.catalog import LLM
 from models.errors import FailureCode
+from workers.providers.adaptation import Adaptation, Memory
 from workers.providers.base import Generation, GenerationRequest, Meter, ProviderError, WithoutEmbeddings
 from workers.providers.failures import MAX_ERROR_BYTES, failure_of_status, scrubbed
 from workers.providers.http import MAX_HELD_BYTES, Answer, EventReader, Http, Limits, Sending, finish, too_large
@@ -14,14 +15,12 @@ from workers.providers.jsontext import BYTE_ORDER_MARK
 from workers.providers.keys import Key
 from workers.providers.transcript import MOST_SHOWN, Json, Transcript
 
-_MOST_TRIES = 4
-
 
 class RemoteProvider(WithoutEmbeddings, ABC):
     """One LLM behind an HTTP API.
 
     Some servers of one API do not take what others require. What they refuse by name is changed and sent again, and
-    remembered: ``self._dialect`` holds the names of the changes.
+    remembered (:mod:`workers.providers.adaptation`).
     """
 
     path: str
@@ -29,7 +28,7 @@ class RemoteProvider(WithoutEmbeddings, ABC):
     def __init__(self, llm: LLM, base_url: str) -> None:
         self._llm = llm
         self._key = Key(llm)
-        self._dialect: frozenset[str] = frozenset()
+        self._memory = Memory(llm)
         self._hides_reasoning = False
         read_s = llm.timeout_s if llm.read_timeout_s is None else llm.read_timeout_s
         self._http = Http(base_url, Limits(llm.connect_timeout_s, read_s, llm.timeout_s))
@@ -39,30 +38,26 @@ class RemoteProvider(WithoutEmbeddings, ABC):
         """The API's own headers."""
 
     @abstractmethod
-    def to_wire(self, request: GenerationRequest, dialect: frozenset[str]) -> Json:
+    def to_wire(self, request: GenerationRequest) -> Json:
         """The request's body."""
 
     @abstractmethod
     def transcript(self, request: GenerationRequest, meter: Meter) -> Transcript:
         """What translates the answer."""
 
-    def adapt(self, refusal: str) -> str | None:
-        """The name of the change of dialect that a refusal asks for, if it is one."""
-        return None
-
     async def generate(self, request: GenerationRequest, meter: Meter) -> Generation:
         """Answer by one POST, streamed; cancelling the task closes the connection at once."""
-        key = self._key.value
+        key, adaptation = self._key.value, Adaptation(self._memory)
         try:
-            for _ in range(_MOST_TRIES):
-                generation = await self._call(request, meter, key)
+            while True:
+                generation = await self._call(request, meter, key, adaptation)
                 if generation is not None:
+                    adaptation.succeed()
                     return generation
         except ProviderError as error:
             if error.failure.code is FailureCode.PROVIDER_AUTH:
                 self._key.read_again()
             raise scrubbed(error, key) from None
-        raise ProviderError.of(FailureCode.PROVIDER_REJECTED, "the server refuses every form of the request")
 
     async def close(self) -> None:
         """Close the connections."""
@@ -75,27 +70,32 @@ class RemoteProvider(WithoutEmbeddings, ABC):
                 return await _rest(b"", answer.chunks())
             raise failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
 
-    async def _call(self, request: GenerationRequest, meter: Meter, key: str | None) -> Generation | None:
-        """The answer, or None when the dialect was changed and the request should be sent again."""
-        dialect = self._dialect
-        body = _dump(self.to_wire(request, dialect))
-        sending, transcript = Sending(body), self.transcript(request, meter)
+    async def _call(
+        self, request: GenerationRequest, meter: Meter, key: str | None, adaptation: Adaptation
+    ) -> Generation | None:
+        """The answer, or None when the request was refused and is to be sent again in another form.
+
+        Nothing was used and nothing came of a call that is made again.
+        """
+        shaped = adaptation.shape(request)
+        wire = self.to_wire(shaped)
+        meter.adapted = adaptation.apply(wire, request)
+        body = _dump(wire)
+        sending, transcript = Sending(body), self.transcript(shaped, meter)
         transcript.hides_reasoning = self._hides_reasoning
         try:
             async with self._http.post(self.path, self.headers(key), body, sending) as answer:
                 if 200 <= answer.status < 300:
                     return await _listen(answer, transcript)
-                error = failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
+                raise failure_of_status(answer.status, answer.headers, await answer.read(MAX_ERROR_BYTES))
+        except ProviderError as error:
+            if transcript.is_empty and adaptation.takes(error.complaint, wire):
+                return None
+            raise
         finally:
             if sending.may_cost:
                 transcript.settle()
             self._hides_reasoning = transcript.hides_reasoning
-        was_rejected = error.failure.code is FailureCode.PROVIDER_REJECTED and answer.status in {400, 422}
-        change = self.adapt(error.failure.message) if was_rejected else None
-        if change is None or change in dialect:
-            raise error
-        self._dialect |= {change}
-        return None
 
 
 def _dump(body: Json) -> bytes:

@@ -20,8 +20,10 @@ from tests.workers.providers.calling import PROVIDERS, REQUEST, call, llm
 from tests.workers.providers.scripted import Call, serve
 from tests.workers.providers.test_anthropic import START, closing, delta
 from tests.workers.providers.test_openai import USAGE, piece
+from tests.workers.providers.vendor_errors import SAID
 from workers.providers.base import Meter, ProviderError
-from workers.providers.failures import retry_after, scrubbed, without_places
+from workers.providers.failures import scrubbed, without_places
+from workers.providers.waits import retry_after
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "providers.md"
 
@@ -118,9 +120,9 @@ ROWS = {
     "402": Row(says(402, error("pay")), "provider_auth"),
     "403": Row(says(403, error("not you")), "provider_auth"),
     "400": Row(says(400, error("bad")), "provider_rejected"),
-    "404": Row(says(404, error("no such model")), "provider_rejected"),
+    "404": Row(says(404, error("no such model")), "provider_auth"),
     "422 with a list of details": Row(says(422, {"detail": [{"msg": "bad"}]}), "provider_rejected"),
-    "307": Row(says(307, "", "location: /elsewhere"), "provider_rejected"),
+    "307": Row(says(307, "", "location: /elsewhere"), "provider_auth"),
     "context length (OpenAI)": Row(says(400, error("x", code="context_length_exceeded")), "context_length_exceeded"),
     "context length (Anthropic)": Row(
         says(400, anthropic("invalid_request_error", "prompt is too long: 208310 tokens > 200000 maximum")),
@@ -168,6 +170,7 @@ ROWS = {
         streams(START, anthropic("invalid_request_error")), "provider_rejected", provider="anthropic"
     ),
 }
+ROWS |= {name: Row(says(row.status, row.body, *row.headers), row.code, row.wait_s) for name, row in SAID.items()}
 REFUSED = "refuses the connection"
 
 
@@ -191,6 +194,8 @@ def test_a_failure_ends_as_the_table_says(name: str) -> None:
     row = ROWS[name]
     failure = call(row.provider, row.handler, timeout_s=row.timeout_s).error.failure
     assert (failure.code, failure.retryable) == documented()[name]
+    if name in SAID:
+        assert failure.again is (SAID[name].status in {408, 409, 425, 429} or SAID[name].status >= 500)
     assert failure.retry_after_s == (None if row.retry_after_s is None else pytest.approx(row.retry_after_s, abs=30))
 
 

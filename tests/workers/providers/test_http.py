@@ -167,7 +167,7 @@ def test_redirects_are_not_followed_and_proxies_not_taken_from_the_environment(m
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     outcome = call("openai", redirect)
-    assert outcome.error.failure.code == "provider_rejected"
+    assert outcome.error.failure.code == "provider_auth"
     assert len(outcome.server.calls) == 1
     assert outcome.meter.usage == Usage()
 

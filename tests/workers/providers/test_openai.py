@@ -11,7 +11,7 @@ from models.tokens import most_tokens
 from tests.workers.providers.calling import REQUEST, call
 from tests.workers.providers.scripted import Call
 from workers.providers.base import Generation, GenerationRequest
-from workers.providers.openai import COMPLETION_TOKENS, NO_USAGE, to_wire
+from workers.providers.openai import to_wire
 
 USAGE = {
     "prompt_tokens": 9,
@@ -72,8 +72,13 @@ def test_a_request_is_translated() -> None:
 
 
 def test_what_the_caller_left_open_is_left_to_the_server() -> None:
-    body = to_wire(REQUEST, None, frozenset({NO_USAGE, COMPLETION_TOKENS}))
-    assert body == {"messages": REQUEST.messages, "max_completion_tokens": 50, "stream": True}
+    usage = {"include_usage": True}
+    assert to_wire(REQUEST, None) == {
+        "messages": REQUEST.messages,
+        "max_tokens": 50,
+        "stream": True,
+        "stream_options": usage,
+    }
 
 
 def test_a_stream_is_put_together_and_its_usage_is_the_providers() -> None:
