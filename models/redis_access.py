@@ -2,6 +2,7 @@
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from models.errors import ConfigurationError
@@ -31,7 +32,7 @@ def require_redis(url: str, variable: str = "HEADRACE_REDIS_URL") -> None:
 
 def _advice(error: redis.RedisError) -> str | None:
     said = str(error).lower()
-    if isinstance(error, redis.AuthenticationError | redis.NoPermissionError) or "auth" in said:
+    if isinstance(error, redis.AuthenticationError | NoPermissionError) or "auth" in said:
         return _PASSWORD
     if "certificate" in said or "wrong version number" in said or "record layer failure" in said:
         return "correct the scheme (redis:// or rediss://) and the certificates"

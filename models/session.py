@@ -124,6 +124,9 @@ def why_never(error: DBAPIError) -> str | None:
 
 def refusal(error: DBAPIError) -> str:
     """What the server or libpq said, as one line without what they put before it."""
+    primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    if primary:
+        return str(primary)
     lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if not line.startswith(("Is the server", "- host"))), "")
     return re.sub(r"^.*(?:FATAL|ERROR): *|^connection (?:failed|is bad): *", "", last).strip()
@@ -131,7 +134,7 @@ def refusal(error: DBAPIError) -> str:
 
 def _probe(url: str) -> RowMapping:
     try:
-        arguments = connect_arguments(url, SESSION, {"connect_timeout": _CONNECT_TIMEOUT_S})
+        arguments = connect_arguments(url, SESSION, {"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "UTF8"})
         engine = create_engine(url, poolclass=pool.NullPool, connect_args=arguments)
     except ArgumentError as error:
         raise ConfigurationError(f"HEADRACE_DATABASE_URL: {error}") from None

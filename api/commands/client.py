@@ -208,6 +208,10 @@ def is_loopback(url: str) -> bool:
 def _base_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise CommandError(f"{url} is no address of an API: it begins with http:// or https://")
+    try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise CommandError(f"{url} is no address of an API: {error}") from None
     return url.rstrip("/")
 
 

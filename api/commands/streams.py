@@ -34,10 +34,13 @@ def written_out() -> Iterator[None]:
 
     A reader that had enough (``| head -1``) is not told of; a full disk is.
     """
+    failed: OSError | None = None
     try:
         yield
+    except OSError as error:  # what is written before a command begins, such as its help
+        failed = error
     finally:
-        problem = _flush(sys.stdout)
+        problem = _flush(sys.stdout) or failed
         if problem is not None and not isinstance(problem, BrokenPipeError):
             print(f"headrace: cannot write the output: {problem.strerror or problem}", file=sys.stderr)
         _flush(sys.stderr)

@@ -18,6 +18,10 @@ def show_health(url: str, console: Console) -> bool:
     Raises LocalError when nothing answers, or something that is not Headrace.
     """
     try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise SettingsError(f"{url} is no address of an API: {error}") from None
+    try:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
             response = client.get(f"{url.rstrip('/')}/health")
         body = response.json()
@@ -27,8 +31,8 @@ def show_health(url: str, console: Console) -> bool:
         raise Unanswered(
             f"nothing answers at {url}: {without_number(error)}; `{program()} up` starts Headrace here"
         ) from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise SettingsError(f"{url} cannot be asked: {error}") from error
+    except httpx.HTTPError as error:
+        raise LocalError(f"{url} cannot be asked: {error}") from error
     except ValueError as error:
         raise LocalError(f"what answers at {url} is not Headrace") from error
     console.print(_table(body if isinstance(body, dict) else {}))

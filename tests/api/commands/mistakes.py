@@ -84,7 +84,8 @@ SERVER = (
     _database(
         "the password is wrong",
         "postgres://headrace:wrong@{address}/postgres",
-        'Postgres cannot be used: password authentication failed for user "headrace"; correct the user and the password in HEADRACE_DATABASE_URL',
+        'Postgres cannot be used: password authentication failed for user "headrace"; correct the user'
+        " and the password in HEADRACE_DATABASE_URL",
     ),
     _database(
         "there is no such user",
@@ -96,7 +97,8 @@ SERVER = (
     _database(
         "there is no such database",
         "{server}/nowhere",
-        'Postgres cannot be used: database "nowhere" does not exist; correct the name in HEADRACE_DATABASE_URL, or create the database with the encoding UTF8',
+        'Postgres cannot be used: database "nowhere" does not exist; correct the name in'
+        " HEADRACE_DATABASE_URL, or create the database with the encoding UTF8",
     ),
     _database(
         "the server has no TLS",
@@ -104,14 +106,10 @@ SERVER = (
         "Postgres cannot be used: ...does not support SSL...; correct the parameters sslmode, ...",
     ),
     _database(
-        "the certificates are not there",
-        "{server}/postgres?sslmode=verify-full&sslrootcert=/nowhere.pem",
-        'Postgres cannot be used: ...root certificate file "/nowhere.pem" does not exist...',
-    ),
-    _database(
         "the database's encoding is SQL_ASCII",
         "{server}/ascii",
-        "the database ascii has the encoding SQL_ASCII, which cannot hold every text: create one with CREATE DATABASE ascii_utf8 ENCODING 'UTF8' TEMPLATE template0",
+        "the database ascii has the encoding SQL_ASCII, which cannot hold every text: create one with"
+        " CREATE DATABASE ascii_utf8 ENCODING 'UTF8' TEMPLATE template0",
     ),
     _database(
         "the database's encoding is LATIN1",
@@ -121,7 +119,8 @@ SERVER = (
     _database(
         "the role may not make tables",
         "postgres://guest:p@ss/w#rd?%@{address}/postgres",
-        "Postgres refused: permission denied for schema public; connect as the database's owner, or grant the role CREATE on the database and on its schema",
+        "Postgres refused: permission denied for schema public; connect as the database's owner, or"
+        " grant the role CREATE on the database and on its schema",
     ),
     _database(
         "the tables are not there",
@@ -163,7 +162,7 @@ FILES = (
     Mistake(
         "the catalogue is no TOML",
         ("up",),
-        "{dir}/c.toml is not valid TOML: ...(at line 1, column 4)",
+        "{dir}/c.toml is not valid TOML: ...(at line 1, column 3)",
         env={"HEADRACE_CATALOG": "{dir}/c.toml"},
         files={"c.toml": b"x y"},
     ),
@@ -216,7 +215,8 @@ FILES = (
     Mistake(
         "there is no API key",
         ("usage",),
-        "there is no API key in .headrace/api_key; `headrace up` writes one there; or set HEADRACE_API_KEY, or name a file with --key-file",
+        "there is no API key in .headrace/api_key; `headrace up` writes one there; or set"
+        " HEADRACE_API_KEY, or name a file with --key-file",
     ),
     Mistake(
         "the file with the API key is not there", ("usage", "--key-file", "nowhere"), "there is no API key in nowhere"
@@ -296,7 +296,7 @@ FILES = (
     Mistake(
         "the API's port is no number",
         ("usage", "--url", "http://h:port"),
-        "http://h:port cannot be asked: ...",
+        "http://h:port is no address of an API: ...",
         env=KEY,
     ),
     Mistake(
@@ -328,8 +328,8 @@ USAGE = (
     (("up", "--prt", "1"), "No such option: --prt"),
     (("status",), "Missing argument 'ID'"),
     (("up", "--port", "99999"), "Invalid value for '--port'"),
-    (("batch", "run", "nowhere.csv"), "File 'nowhere.csv' does not exist"),
-    (("batch", "run", "."), "File '.' is a directory"),
+    (("batch", "run", "nowhere.csv"), "file 'nowhere.csv' does not exist"),
+    (("batch", "run", "."), "file '.' is a directory"),
     (("submit", "x", "--wait", "soon"), "Invalid value for '--wait'"),
 )
 """A command line that cannot be read: exit code 2, after a line on its use."""
@@ -338,29 +338,33 @@ _EXIT_CODES = """\
 | code | |
 |---|---|
 | 0 | done; of a batch, every row completed |
-| 1 | the job or some rows failed, a part is not well, or something on this machine is in the way: a directory, a port, a full disk |
+| 1 | the job or some rows failed, or something here is in the way: a directory, a port, a full disk |
 | 2 | the command cannot be carried out as it was given: a flag, a file, a setting, or the API refused it |
 | 3 | nothing answers, or not now; the same command may succeed later |
 | 130 | Ctrl-C |
 """
 
 
+_INTRODUCTION = """\
+# The command line
+
+`headrace --help` lists the commands, and `--help` after each of them its flags. What goes wrong is one line on the
+standard error, without a traceback, and an exit code. Only results go to the standard output. A reader that has had
+enough (`| head -1`) ends a command quietly. A character that a terminal's encoding lacks is shown escaped
+(`\\U0001f600`). Files that people write (a catalogue, a key, a prompt) are read as UTF-8 with or without a byte order
+mark, as UTF-16 with one, and with the line ends of any system.
+"""
+
+
 def document() -> str:
     """docs/command-line.md."""
     lines = [
-        "# The command line",
-        "",
-        "`headrace --help` lists the commands, and `--help` after each of them its flags. What goes wrong is one line on",
-        "the standard error, without a traceback, and an exit code. Results go to the standard output and nothing else",
-        "does; a reader that has had enough (`| head -1`) ends a command quietly. Where a terminal's encoding lacks a",
-        "character it is shown escaped (`\\U0001f600`). Files that people write (a catalogue, a key, a prompt) are read as",
-        "UTF-8 with or without a byte order mark, as UTF-16 with one, and with the line ends of any system.",
-        "",
+        _INTRODUCTION,
         "## Exit codes",
         "",
         _EXIT_CODES,
-        "API, relay and workers wait for a Postgres or Redis that is away. Where waiting cannot help (a wrong password, a",
-        "URL or a setting that cannot be read) they end with one line and the code 78, `EX_CONFIG`.",
+        "API, relay and workers wait for a Postgres or Redis that is away. Where waiting cannot help (a wrong",
+        "password, a URL or a setting that cannot be read) they end with one line and the code 78, `EX_CONFIG`.",
         "",
         "## Mistakes",
         "",

@@ -26,6 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
     for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(api.commands.job, "SUBMIT_PATIENCE_S", 0)
 
     def run(argv: Sequence[str], stdin: bytes = b"") -> tuple[int, str]:
