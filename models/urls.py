@@ -132,7 +132,7 @@ def postgres_url(given: str) -> str:
         raise ValueError("the database's name has a character that a URL cannot have")
     rest = {key: value for key, value in url.parameters.items() if key != "dbname"}
     one, places = _postgres_place(url.hosts)
-    query = "&".join(f"{key}={quote(value, safe='')}" for key, value in (places | rest).items())
+    query = "&".join(f"{key}={quote(value, safe='')}" for key, value in (*places.items(), *rest.items()))
     return f"postgresql+psycopg://{_userinfo(url)}{one}/{name}" + (f"?{query}" if query else "")
 
 

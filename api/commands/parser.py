@@ -27,7 +27,7 @@ class Commands(typer.Typer):
     def __init__(self, **options: Any) -> None:  # Any: as Typer's own
         super().__init__(cls=_Group, no_args_is_help=True, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # type: ignore[override]  # Any: as Typer's own
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # Any: as Typer's own
         return super().command(name, cls=_Command, **options)
 
 

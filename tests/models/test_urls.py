@@ -4,8 +4,7 @@ import pytest
 import redis
 from kombu import Connection
 from psycopg import pq
-from sqlalchemy import make_url
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import create_engine, make_url
 
 from models.urls import POSTGRES_PARAMETERS, REDIS_PARAMETERS, postgres_url, redis_url
 
@@ -139,7 +138,7 @@ NOT_REDIS = {
 @pytest.mark.parametrize(("given", "meant"), POSTGRES.values(), ids=POSTGRES)
 def test_a_url_of_postgres_reaches_psycopg_as_it_is_meant(given: str, meant: dict[str, object]) -> None:
     written = postgres_url(given)
-    _, arguments = PGDialect_psycopg().create_connect_args(make_url(written))
+    _, arguments = create_engine(written).dialect.create_connect_args(make_url(written))
     assert arguments == meant
     assert make_url(written).drivername == "postgresql+psycopg"
     assert postgres_url(written) == written

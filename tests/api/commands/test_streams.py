@@ -206,7 +206,7 @@ def test_files_that_people_write_have_the_marks_and_line_ends_of_any_system(
     assert done.returncode == 0
     assert person.sheet("out.csv")[0]["output"] == "Say\n\u00e9"
     (tmp_path / "prompt.txt").write_bytes(write("one\ntwo"))
-    done = subprocess.run(
+    piped = subprocess.run(
         [*person.argv("submit", "-", "--key-file", "key", "--model", "echo", "--wait", "20", "--json")],
         env=person.environment,
         cwd=tmp_path,
@@ -214,4 +214,4 @@ def test_files_that_people_write_have_the_marks_and_line_ends_of_any_system(
         capture_output=True,
         check=True,
     )
-    assert json.loads(done.stdout)["result"]["text"].splitlines() == ["one", "two"]
+    assert json.loads(piped.stdout)["result"]["text"].splitlines() == ["one", "two"]
