@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 import api.commands.job
+import api.commands.running
 from api import cli
 from api.local.postgres import EmbeddedPostgres
-from tests.api.commands.mistakes import DOCUMENT, FILES, SERVER, URLS, USAGE, Mistake, document
+from tests.api.commands.mistakes import DOCUMENT, FILES, KEY, RUN, SERVER, SHEET, URLS, USAGE, Mistake, document
 
 Run = Callable[..., tuple[int, str]]
 DATABASES = {"ascii": "SQL_ASCII", "latin1": "LATIN1", "empty": "UTF8"}
@@ -81,6 +82,22 @@ def test_a_database_that_refuses_is_one_line(
     mistake: Mistake, run: Run, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(mistake, run, monkeypatch, **databases)
+
+
+@pytest.mark.parametrize("argv", [("submit", "x"), (*RUN, "--prompt", "{{text}}")], ids=["submit", "batch run"])
+def test_a_server_that_is_down_is_told_at_once_and_once(
+    argv: Sequence[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.commands.job, "SUBMIT_PATIENCE_S", 0.6)
+    monkeypatch.setattr(api.commands.running, "SUBMIT_PATIENCE_S", 0.6)
+    for name, value in KEY.items():
+        monkeypatch.setenv(name, value)
+    Path("rows.csv").write_bytes(SHEET["rows.csv"])
+    code, said = run((*argv, "--url", "http://127.0.0.1:9"))
+    away = "no answer from http://127.0.0.1:9: Connection refused (`headrace up` starts Headrace here)"
+    sending = ["sending rows.csv (9 bytes)"] if argv[0] == "batch" else []
+    assert said.splitlines() == [*sending, f"{away}; trying again for 0.6 s", f"headrace: {away}"]
+    assert code == 3
 
 
 @pytest.mark.parametrize(("argv", "says"), USAGE, ids=[" ".join(argv) for argv, _ in USAGE])
