@@ -67,8 +67,8 @@ def in_one_line(as_json: bool = False) -> Iterator[None]:
     except OSError as error:
         print(f"headrace: {plain(_said(error))}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except UnicodeError as error:
-        print(f"headrace: a text cannot be sent as UTF-8: {error}", file=sys.stderr)
+    except (UnicodeError, orjson.JSONEncodeError):
+        print("headrace: an argument is not UTF-8", file=sys.stderr)
         raise typer.Exit(CommandError.exit_code) from None
     except KeyboardInterrupt:
         print("headrace: interrupted", file=sys.stderr)

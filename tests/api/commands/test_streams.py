@@ -90,9 +90,13 @@ def test_a_name_that_is_not_utf8_is_a_name(person: Person) -> None:
     assert b"a" in (person.directory / os.fsdecode(b"out\xe9.csv")).read_bytes()
     done = sh(person, "headrace batch run $'\\xe9.csv' --prompt x")
     assert done.returncode == 2
-    done = sh(person, "headrace submit $'caf\\xe9' --model echo --wait 20")
-    assert done.returncode == 2
-    assert done.stderr.startswith(b"headrace: ")
+    for command in (
+        "submit $'caf\\xe9' --model echo --wait 20",
+        "batch run $'caf\\xe9.csv' --prompt $'\\xe9' --yes",
+        "batch run $'caf\\xe9.csv' --prompt x --stop $'\\xe9' --yes",
+    ):
+        done = sh(person, f"headrace {command}")
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, b"headrace: an argument is not UTF-8")
 
 
 def test_a_reader_that_has_had_enough_ends_a_command_quietly(person: Person) -> None:
