@@ -41,11 +41,11 @@ from api.submission import Submitter
 from api.textfeeds import TextFeeds
 from api.vitals import VitalSigns
 from api.waiting import Waiters
-from models.catalog import SHIPPED, load_catalog
-from models.errors import ConfigurationError
+from models.catalog import SHIPPED, load_catalog, read_catalog, select_optional
 from models.pauses import keep_pauses_short
-from models.session import require_session
+from models.settings import read_settings
 from models.shared import Shared
+from models.startup import ending_in_one_line, require_stores
 from models.telemetry import configure_logging
 from models.wakeups import Wakeups
 
@@ -104,12 +104,11 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
 
 
 def _settings_of_environment() -> ApiSettings:
-    settings = ApiSettings()
-    try:
-        require_session(settings.database_url)
-    except ConfigurationError as error:
-        raise SystemExit(f"headrace: {error}") from None
-    return settings
+    with ending_in_one_line():
+        settings = read_settings(ApiSettings)
+        select_optional(read_catalog(settings.catalog), settings.optional_llms)
+        require_stores(settings)
+        return settings
 
 
 async def _end(tasks: Collection["asyncio.Task[None]"]) -> None:

@@ -1,6 +1,7 @@
-"""The console script ``headrace``: each command is a few lines here and its work elsewhere."""
+"""The command line ``headrace``: each command is a few lines here and its work elsewhere."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -10,25 +11,27 @@ from rich.console import Console
 from api.commands.batch import batches
 from api.commands.job import cancel, status, submit
 from api.commands.keys import keys
+from api.commands.parser import Commands
 from api.commands.shell import database_url, in_one_line
+from api.commands.streams import prepare_streams, written_out
 from api.commands.usage import usage
+from api.local.by_hand import program
 from api.local.demo import PROMPT
 from api.local.demo import demo as run_demo
 from api.local.health import show_health
 from api.local.stack import LOOPBACK, StackOptions
 from api.local.up import up as run_up
 
-main = typer.Typer(
+commands = Commands(
     name="headrace",
     help="Asynchronous LLM jobs on a queue: submit, poll, get the answer.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (submit, status, cancel, usage):
-    main.command()(command)
-main.add_typer(batches, name="batch")
-main.add_typer(keys, name="keys")
+    commands.command()(command)
+commands.add_typer(batches, name="batch")
+commands.add_typer(keys, name="keys")
 
 DataDir = Annotated[
     Path,
@@ -36,7 +39,22 @@ DataDir = Annotated[
 ]
 
 
-@main.command()
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
+@commands.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@commands.command()
 def up(
     host: Annotated[str, typer.Option(help="The address that the API listens on.")] = LOOPBACK,
     port: Annotated[
@@ -57,7 +75,7 @@ def up(
         run_up(options, os.environ)
 
 
-@main.command()
+@commands.command()
 def demo(
     prompt: Annotated[str, typer.Option(help="What to ask.")] = PROMPT,
     data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its databases.")] = Path(".headrace/demo"),
@@ -67,17 +85,17 @@ def demo(
         run_demo(data_dir, os.environ, prompt)
 
 
-@main.command()
+@commands.command()
 def migrate() -> None:
     """Bring the tables of HEADRACE_DATABASE_URL to the newest revision."""
-    # Imported here because only this command needs the database libraries; `up` lives long and stays small.
-    from api.local.provision import migrate_or_say_why
-
     with in_one_line():
+        # Imported here because only this command needs the database libraries; `up` lives long and stays small.
+        from api.local.provision import migrate_or_say_why
+
         migrate_or_say_why(database_url())
 
 
-@main.command()
+@commands.command()
 def health(
     url: Annotated[str, typer.Option(help="The API's base URL.")] = f"http://{LOOPBACK}:8000",
 ) -> None:
@@ -85,6 +103,13 @@ def health(
     with in_one_line():
         if not show_health(url, Console()):
             raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command that the arguments name; the process ends with its exit code."""
+    prepare_streams()
+    with written_out():
+        commands(prog_name=program())
 
 
 if __name__ == "__main__":

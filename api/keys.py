@@ -8,15 +8,16 @@ from typing import TypeVar
 from rich.markup import escape
 from rich.table import Column, Table
 from sqlalchemy import RowMapping
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.local.errors import LocalError
+from api.local.by_hand import program
+from api.local.database import database_errors_as_sentences
+from api.local.errors import LocalError, SettingsError
 from models import account
 from models.catalog import read_catalog
 from models.database import create_engine, fetch_all
 from models.errors import ConfigurationError
-from models.settings import CatalogSettings
+from models.settings import CatalogSettings, read_settings
 
 T = TypeVar("T")
 
@@ -81,9 +82,9 @@ def _known_plan(plan: str | None) -> str | None:
     if plan is None or plan == NO_PLAN:
         return None
     try:
-        plans = read_catalog(CatalogSettings().catalog).plans
+        plans = read_catalog(read_settings(CatalogSettings).catalog).plans
     except ConfigurationError as error:
-        raise LocalError(str(error)) from error
+        raise SettingsError(str(error)) from error
     if plan not in plans:
         raise LocalError(f"there is no plan {plan!r}; the catalogue has {', '.join(plans)}")
     return plan
@@ -91,7 +92,7 @@ def _known_plan(plan: str | None) -> str | None:
 
 def _found(found: bool, lookup: str) -> None:
     if not found:
-        raise LocalError(f"there is no API key hr_{lookup}; `headrace keys list` shows them")
+        raise LocalError(f"there is no API key hr_{lookup}; `{program()} keys list` shows them")
 
 
 def _run(database_url: str, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
@@ -104,7 +105,5 @@ def _run(database_url: str, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
         finally:
             await engine.dispose()
 
-    try:
+    with database_errors_as_sentences(database_url):
         return asyncio.run(run())
-    except SQLAlchemyError as error:
-        raise LocalError(f"the database refused: {str(error).splitlines()[0]}") from error

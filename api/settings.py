@@ -10,6 +10,8 @@ from models.settings import CatalogSettings, StoreSettings
 class ApiSettings(StoreSettings, CatalogSettings):
     """The settings of the API process; it has no provider keys and no broker."""
 
+    EMPTY_IS_A_VALUE = frozenset({"metrics_allow"})
+
     max_body_bytes: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="Larger request bodies are refused with 413."
     )

@@ -21,6 +21,7 @@ from models.plans import Plans
 from models.pricelist import first_prices
 from models.pricing import Price as PricePerToken
 from models.pricing import Tariff
+from models.textfiles import read_text
 
 SHIPPED = Path(__file__).with_name("catalog.toml")
 RESERVED_QUEUES = frozenset({"webhooks", "documents", "maintenance"})
@@ -380,13 +381,13 @@ def read_catalog(path: Path | None = None) -> Catalog:
     """Read and check a catalogue file with all that is optional in it. Raises ConfigurationError."""
     source = path or SHIPPED
     try:
-        return Catalog.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
+        return Catalog.model_validate(tomllib.loads(read_text(source)))
     except OSError as error:
         raise ConfigurationError(f"cannot read the catalogue {source}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
     except ValidationError as error:
         raise ConfigurationError(f"{source}: {_problems(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
 
 
 def _problems(error: ValidationError) -> str:

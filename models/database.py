@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from models.session import SESSION, require_session, startup_options
+from models.session import SESSION, connect_arguments, require_database
 from models.telemetry import summarize
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -91,6 +91,15 @@ WAITING_HELPS = frozenset(
 
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
+_CONNECTION: Mapping[str, int] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 15_000,
+}
+"""When a server counts as dead, in seconds and milliseconds; a URL may say otherwise."""
+
 
 def create_engine(
     url: str,
@@ -113,22 +122,16 @@ def create_engine(
         hide_parameters=True,  # they are prompts and keys, and errors are logged
         json_serializer=dump_json,
         json_deserializer=orjson.loads,
-        connect_args={
-            "application_name": f"headrace-{name}",
-            "connect_timeout": 5,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 2,
-            "tcp_user_timeout": 15_000,
-            "options": startup_options(
-                {
-                    **SESSION,
-                    "statement_timeout": f"{round(statement_timeout_s * 1000)}ms",
-                    "synchronous_commit": "on" if synchronous_commit else "off",
-                    **parameters,
-                }
-            ),
-        },
+        connect_args=connect_arguments(
+            url,
+            {
+                **SESSION,
+                "statement_timeout": f"{round(statement_timeout_s * 1000)}ms",
+                "synchronous_commit": "on" if synchronous_commit else "off",
+                **parameters,
+            },
+            {"application_name": f"headrace-{name}", **_CONNECTION},
+        ),
     )
     event.listen(engine.sync_engine, "handle_error", _drop_read_only)
     return engine
@@ -248,9 +251,10 @@ def alembic_config(url: str) -> Config:
 def migrate(url: str) -> None:
     """Bring the schema to its newest version; concurrent callers wait for one another.
 
-    Raises ConfigurationError when a pooler stands in between: the lock that they wait for is the session's.
+    Raises ConfigurationError when a pooler stands in between (the lock that they wait for is the session's), when the
+    database's encoding or version cannot serve, or when Postgres refuses for good.
     """
-    require_session(url)
+    require_database(url)
     command.upgrade(alembic_config(url), "head")
 
 

@@ -1,4 +1,4 @@
-"""What every connection sets at its start, and the refusal of connections that do not keep it.
+"""What every connection to Postgres sets at its start, and the refusal of connections that cannot work.
 
 Time limits of statements, locks and idle transactions are parameters of the session, and so are two kinds of advisory
 locks (migrations, the reading of an uploaded file). A pooler in transaction mode lends a session for one transaction:
@@ -8,8 +8,8 @@ it refuses these parameters or ignores them, and the locks end up with a strange
 import re
 from collections.abc import Mapping
 
-from sqlalchemy import create_engine, pool, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import RowMapping, create_engine, make_url, pool, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from models.errors import ConfigurationError
 
@@ -21,7 +21,14 @@ SESSION: Mapping[str, str] = {
 }
 """The parameters of every connection."""
 
+OLDEST_POSTGRES = 15
+"""The oldest major version of Postgres that Headrace is tested on."""
+
 _PROBE = "statement_timeout"
+_SELECT_PROBE = text(
+    "SELECT current_setting(:name) AS timeout, current_setting('server_encoding') AS encoding,"
+    " CAST(current_setting('server_version_num') AS int) AS version, current_database() AS name"
+)
 _CONNECT_TIMEOUT_S = 5
 
 _REFUSED = re.compile("unsupported startup parameter|command-line options", re.IGNORECASE)
@@ -32,6 +39,36 @@ _WHAT_TO_DO = (
     " HEADRACE_DATABASE_URL (docs/operations.md)"
 )
 
+_NEVER_CONNECTS = (
+    (r"no pg_hba\.conf entry.*no encryption", "add ?sslmode=require to HEADRACE_DATABASE_URL"),
+    (
+        r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* (?:does not exist|is not permitted)",
+        "correct the user and the password in HEADRACE_DATABASE_URL",
+    ),
+    (
+        r"database .* does not exist|permission denied for database",
+        "correct the name in HEADRACE_DATABASE_URL, or create the database with the encoding UTF8",
+    ),
+    (
+        r"does not support SSL|certificate|private key file|channel binding required|sslmode value",
+        "correct the parameters sslmode, sslrootcert, sslcert and sslkey in HEADRACE_DATABASE_URL",
+    ),
+)
+"""Answers of Postgres and libpq, in English, after which no later try succeeds, and what to do about them. libpq gives
+no SQLSTATE of a connection that was refused."""
+
+
+def connect_arguments(url: str, parameters: Mapping[str, str], defaults: Mapping[str, object]) -> dict[str, object]:
+    """psycopg's arguments of a connection: the session's ``parameters`` and ``defaults``.
+
+    What the URL says itself goes before the defaults, and its own ``options`` stay beside the session's parameters.
+    """
+    given = make_url(url).query
+    own = given.get("options", ())
+    options = " ".join((own,) if isinstance(own, str) else own)
+    arguments = {name: value for name, value in defaults.items() if name not in given}
+    return {**arguments, "options": f"{options} {startup_options(parameters)}".strip()}
+
 
 def startup_options(parameters: Mapping[str, str] = SESSION) -> str:
     """libpq's ``options``, which set parameters when a connection starts, without a statement."""
@@ -39,22 +76,71 @@ def startup_options(parameters: Mapping[str, str] = SESSION) -> str:
 
 
 def require_session(url: str) -> None:
-    """Raise ConfigurationError when the connections to ``url`` do not keep their parameters, as through a pooler.
+    """Raise ConfigurationError when no connection to ``url`` can ever work: a pooler that does not keep the session's
+    parameters, a wrong password, a database that does not exist.
 
-    Nothing is said where no connection can be made: Postgres may come, and the process waits for it.
+    Nothing is said where no connection can be made just now: Postgres may come, and the process waits for it.
     """
-    arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "options": startup_options()}
-    engine = create_engine(url, poolclass=pool.NullPool, connect_args=arguments)
     try:
-        with engine.connect() as connection:
-            found = connection.execute(text("SELECT current_setting(:name)"), {"name": _PROBE}).scalar_one()
-    except OperationalError as error:
-        said = str(error.orig).strip().splitlines()[-1].rpartition("FATAL:")[2].strip()
-        if _REFUSED.search(said):
-            raise ConfigurationError(
-                f"a connection pooler refuses the session's time limits: {said}. {_WHAT_TO_DO}"
-            ) from None
-        return
-    if found != SESSION[_PROBE]:
-        problem = f"a connection pooler ignores the session's time limits: {_PROBE} is {found}, not {SESSION[_PROBE]}"
-        raise ConfigurationError(f"{problem}. {_WHAT_TO_DO}")
+        _probe(url)
+    except DBAPIError as error:
+        problem = why_never(error)
+        if problem is not None:
+            raise ConfigurationError(problem) from None
+
+
+def require_database(url: str) -> None:
+    """As :func:`require_session`, and the database must be able to hold Headrace's tables: its encoding, its version.
+
+    Raises SQLAlchemy's errors where no connection can be made.
+    """
+    try:
+        found = _probe(url)
+    except DBAPIError as error:
+        problem = why_never(error)
+        if problem is None:
+            raise
+        raise ConfigurationError(problem) from None
+    major = found["version"] // 10_000
+    if major < OLDEST_POSTGRES:
+        raise ConfigurationError(f"Postgres {major} is too old: Headrace needs {OLDEST_POSTGRES} or later")
+    if found["encoding"] != "UTF8":
+        raise ConfigurationError(
+            f"the database {found['name']} has the encoding {found['encoding']}, which cannot hold every text: create"
+            f" one with CREATE DATABASE {found['name']}_utf8 ENCODING 'UTF8' TEMPLATE template0"
+        )
+
+
+def why_never(error: DBAPIError) -> str | None:
+    """One sentence when connections will be refused until a person changes something; None when waiting may help."""
+    said = refusal(error)
+    if _REFUSED.search(said):
+        return f"a connection pooler refuses the session's time limits: {said}. {_WHAT_TO_DO}"
+    for pattern, advice in _NEVER_CONNECTS:
+        if re.search(pattern, said, re.IGNORECASE):
+            return f"Postgres cannot be used: {said}; {advice}"
+    return None
+
+
+def refusal(error: DBAPIError) -> str:
+    """What the server or libpq said, as one line without what they put before it."""
+    primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    if primary:
+        return str(primary)
+    lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if not line.startswith(("Is the server", "- host"))), "")
+    return re.sub(r"^.*(?:FATAL|ERROR): *|^connection (?:failed|is bad): *", "", last).strip()
+
+
+def _probe(url: str) -> RowMapping:
+    try:
+        arguments = connect_arguments(url, SESSION, {"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "UTF8"})
+        engine = create_engine(url, poolclass=pool.NullPool, connect_args=arguments)
+    except ArgumentError as error:
+        raise ConfigurationError(f"HEADRACE_DATABASE_URL: {error}") from None
+    with engine.connect() as connection:
+        found = connection.execute(_SELECT_PROBE, {"name": _PROBE}).mappings().one()
+    if found["timeout"] != SESSION[_PROBE]:
+        problem = f"a connection pooler ignores the session's time limits: {_PROBE} is {found['timeout']}"
+        raise ConfigurationError(f"{problem}, not {SESSION[_PROBE]}. {_WHAT_TO_DO}")
+    return found

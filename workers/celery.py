@@ -3,7 +3,6 @@
 celery -A workers.celery worker -P threads -Q small
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +16,8 @@ from kombu import Queue
 from kombu.transport import redis as redis_transport
 
 from models.catalog import load_catalog, read_catalog, select_optional
-from models.errors import ConfigurationError
-from models.session import require_session
+from models.settings import read_settings
+from models.startup import ending_in_one_line, require_stores
 from models.telemetry import configure_logging
 from workers.gpu_pool import refuse_without_gpu
 from workers.runner import Runner
@@ -52,9 +51,10 @@ def celery_config() -> dict[str, Any]:  # Any: Celery's settings have many types
     The reasons of each are measured facts about Celery 5.7: Postgres is the truth, so a message may be
     lost or come twice; what must not happen is that one blocks, or that its body says more than ids.
     """
-    settings = WorkSettings()
-    is_redis = settings.broker.startswith(("redis", "valkey"))
-    queues = select_optional(read_catalog(settings.catalog), settings.optional_llms).queues
+    with ending_in_one_line():
+        settings = read_settings(WorkSettings)
+        queues = select_optional(read_catalog(settings.catalog), settings.optional_llms).queues
+    is_redis = settings.broker.startswith("redis")
     arguments = None if is_redis else {"x-queue-type": "quorum"}
     return {
         "broker_url": settings.broker,
@@ -117,20 +117,12 @@ class _QoS(redis_transport.QoS):
 redis_transport.Channel.QoS = _QoS
 
 
-def _refuse_pooler(settings: WorkerSettings) -> None:
-    """End the process where a pooler stands before Postgres; raises SystemExit."""
-    try:
-        require_session(settings.database_url)
-    except ConfigurationError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        raise SystemExit(os.EX_CONFIG) from None
-
-
 @celeryd_init.connect
 def _take_concurrency_from_catalog(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # Any: Celery's own
     """Let a worker without ``--concurrency`` keep as many jobs in flight as the catalogue says of its queues' pool."""
-    settings = WorkSettings()
-    catalog = select_optional(read_catalog(settings.catalog), settings.optional_llms)
+    with ending_in_one_line():
+        settings = read_settings(WorkSettings)
+        catalog = select_optional(read_catalog(settings.catalog), settings.optional_llms)
     conf.worker_concurrency = catalog.concurrency_of(options.get("queues") or catalog.queues)
 
 
@@ -141,11 +133,12 @@ class RunnerStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:  # Any: Celery's WorkController
         configure_logging(sys.__stderr__)  # Celery made a logger of sys.stderr
-        settings = WorkerSettings()
-        catalog = load_catalog(settings.catalog, settings.optional_llms)
-        queues = list(worker.app.amqp.queues.consume_from)
-        refuse_without_gpu(catalog, queues, settings)
-        _refuse_pooler(settings)
+        with ending_in_one_line():
+            settings = read_settings(WorkerSettings)
+            catalog = load_catalog(settings.catalog, settings.optional_llms)
+            queues = list(worker.app.amqp.queues.consume_from)
+            refuse_without_gpu(catalog, queues, settings)
+            require_stores(settings)
         worker.app.runner = Runner(
             settings,
             catalog,

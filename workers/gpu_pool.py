@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection
 
 from models.catalog import Catalog
+from models.startup import settings_or_end
 from workers.settings import GpuSettings
 
 NO_GPU = os.EX_CONFIG
@@ -36,7 +37,7 @@ def refuse_without_gpu(catalog: Catalog, queues: Collection[str], settings: GpuS
 
 def main() -> None:
     """Print what there is."""
-    problem = why_not(GpuSettings())
+    problem = why_not(settings_or_end(GpuSettings))
     if problem is not None:
         print(problem)
         raise SystemExit(NO_GPU)

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from uuid import UUID
 
 from models.catalog import load_catalog
+from models.settings import read_settings
 from models.telemetry import configure_logging
 from workers.runner import Runner
 from workers.settings import WorkerSettings
@@ -26,7 +27,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is no answer
     configure_logging()
-    settings = WorkerSettings()
+    settings = read_settings(WorkerSettings)
     catalog = load_catalog(settings.catalog, settings.optional_llms)
     runner = Runner(settings, catalog, name=sys.argv[1], queues=(), capacity=1, isolated=True)
     runner.start()

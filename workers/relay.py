@@ -21,11 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.catalog import Catalog, load_catalog
 from models.database import create_engine, describe, fetch_all
 from models.dispatch import UNDISPATCH_STALE
-from models.errors import ConfigurationError
 from models.ids import new_id
 from models.pauses import keep_pauses_short
 from models.process import SELECT_BACKLOG, SELECT_LIVE
-from models.session import require_session
+from models.settings import read_settings
+from models.startup import ending_in_one_line, require_stores
 from models.telemetry import configure_logging
 from models.wakeups import DUE, ROOM, Wakeups
 from workers.batchkeeper import BatchKeeper
@@ -223,12 +223,10 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:  # Any: the
 def main() -> None:
     """Run a relay until SIGTERM or SIGINT."""
     configure_logging()
-    settings = RelaySettings()
-    try:
+    with ending_in_one_line():
+        settings = read_settings(RelaySettings)
         catalog = load_catalog(settings.catalog, settings.optional_llms)
-        require_session(settings.database_url)
-    except ConfigurationError as error:
-        raise SystemExit(f"headrace: {error}") from error
+        require_stores(settings)
     relay = Relay(settings, catalog, Publisher(app))
     keep_pauses_short()
     asyncio.run(_until_signalled(relay.run()))

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.settings import CatalogSettings, HeadraceSettings, StoreSettings
+from models.urls import redis_url
+
+_OTHER_BROKERS = ("amqp://", "amqps://", "pyamqp://")
 
 
 class WorkSettings(StoreSettings, CatalogSettings):
@@ -22,6 +25,11 @@ class WorkSettings(StoreSettings, CatalogSettings):
     alive_file: Path | None = Field(
         default=None, description="A file that is touched while the process's event loop moves, for health checks."
     )
+
+    @field_validator("broker_url")
+    @classmethod
+    def _read_broker_url(cls, given: str | None) -> str | None:
+        return given if given is None or given.startswith(_OTHER_BROKERS) else redis_url(given)
 
     @property
     def broker(self) -> str:

@@ -9,12 +9,14 @@ import typer
 from api.commands.batchview import batch_facts, batch_table, print_errors
 from api.commands.client import Api
 from api.commands.following import come_back, follow
+from api.commands.parser import Commands
 from api.commands.running import run_batch
 from api.commands.shell import URL, AsJson, KeyFile, Output, Url, aside, connected, output, print_json
 from api.commands.transfer import STANDARD_OUTPUT, check_target, fetch_results, format_of
 from api.commands.wording import Json, plain, size
+from api.local.by_hand import program
 
-batches = typer.Typer(help="Batches: a spreadsheet, or a million rows.", no_args_is_help=True)
+batches = Commands(help="Batches: a spreadsheet, or a million rows.")
 batches.command("run")(run_batch)
 
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
@@ -63,7 +65,7 @@ def list_batches(
         console.print(batch_table(page["data"], console.width))
         if page["has_more"]:
             aside().print(
-                f"older ones: headrace batch list --after {page['last_id']}{api.target.flags}", soft_wrap=True
+                f"older ones: {program()} batch list --after {page['last_id']}{api.target.flags}", soft_wrap=True
             )
 
 

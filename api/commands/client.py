@@ -14,8 +14,10 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from api.commands.errors import CommandError, NoAnswer, Refused
-from api.commands.wording import Json
+from api.commands.wording import Json, plain
+from api.local.by_hand import program, without_number
 from api.local.stack import KEY_FILE
+from models.textfiles import read_text
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ class Target:
     def flags(self) -> str:
         """What a further command must repeat to reach the same API from the same shell."""
         flags = []
-        if self.url != os.environ.get("HEADRACE_URL", DEFAULT_URL):
+        if self.url != (os.environ.get("HEADRACE_URL") or DEFAULT_URL):
             flags += ["--url", self.url]
         if self.key_file is not None and str(self.key_file) != os.environ.get("HEADRACE_KEY_FILE"):
             flags += ["--key-file", str(self.key_file)]
@@ -55,14 +57,18 @@ class Target:
         given = os.environ.get("HEADRACE_API_KEY", "").strip()
         if given and self.key_file is None:
             return _checked_key(given, "HEADRACE_API_KEY")
-        file = self.key_file or Path(os.environ.get("HEADRACE_DATA_DIR", DEFAULT_DATA_DIR), KEY_FILE)
+        file = self.key_file or Path(os.environ.get("HEADRACE_DATA_DIR") or DEFAULT_DATA_DIR, KEY_FILE)
         try:
-            return _checked_key(file.read_text().strip(), str(file))
+            return _checked_key(read_text(file).strip(), str(file))
         except FileNotFoundError:
-            hint = "" if self.key_file else "; set HEADRACE_API_KEY, or name a file with --key-file"
-            raise CommandError(f"there is no API key in {file}{hint}") from None
-        except UnicodeDecodeError:
-            raise CommandError(f"there is no API key in {file}, but something else") from None
+            hint = f"`{program()} up` writes one there; or set HEADRACE_API_KEY, or name a file with --key-file"
+            raise CommandError(
+                f"there is no API key in {plain(file)}" + ("" if self.key_file else f"; {hint}")
+            ) from None
+        except ValueError:
+            raise CommandError(f"there is no API key in {plain(file)}, but something else") from None
+        except OSError as error:
+            raise CommandError(f"cannot read the API key in {plain(file)}: {error.strerror}") from None
 
 
 class Api:
@@ -134,9 +140,14 @@ class Api:
             yield
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            raise NoAnswer(f"no answer from {self.target.url}: {reason}") from error
+            raise NoAnswer(f"no answer from {self.target.url}: {without_number(reason)}{self._hint(error)}") from error
         except (httpx.InvalidURL, httpx.HTTPError) as error:
             raise CommandError(f"{self.target.url} cannot be asked: {error}") from error
+
+    def _hint(self, error: httpx.TransportError) -> str:
+        """What may be missing where nothing listens on this machine."""
+        is_away = isinstance(error, httpx.ConnectError) and is_loopback(self.target.url)
+        return f" (`{program()} up` starts Headrace here)" if is_away else ""
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
@@ -197,6 +208,10 @@ def is_loopback(url: str) -> bool:
 def _base_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise CommandError(f"{url} is no address of an API: it begins with http:// or https://")
+    try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise CommandError(f"{url} is no address of an API: {error}") from None
     return url.rstrip("/")
 
 

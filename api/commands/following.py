@@ -13,6 +13,7 @@ from api.commands.shell import INTERRUPTED, aside, print_json
 from api.commands.transfer import STANDARD_OUTPUT, fetch_results, format_of
 from api.commands.watching import view_for, watch
 from api.commands.wording import Json, plain, size
+from api.local.by_hand import program
 
 
 def follow(api: Api, batch: Json, out: Path | None, as_json: bool) -> None:
@@ -45,7 +46,7 @@ def follow(api: Api, batch: Json, out: Path | None, as_json: bool) -> None:
 def come_back(api: Api, batch: Json, out: Path | None) -> str:
     """The command that watches a batch again."""
     target = "" if out is None else f" -o {shlex.quote(str(out))}"
-    return f"headrace batch watch {batch['id']}{target}{api.target.flags}"
+    return f"{program()} batch watch {batch['id']}{target}{api.target.flags}"
 
 
 def _fetch(api: Api, batch: Json, out: Path | None, console: Console) -> int | None:
@@ -64,10 +65,10 @@ def _say_what_next(api: Api, batch: Json, out: Path | None, console: Console) ->
     flags = api.target.flags
     lines = []
     if out is None and batch["status"] != "failed":
-        lines.append(f"read the results with: headrace batch results {batch['id']} -o out.csv{flags}")
+        lines.append(f"read the results with: {program()} batch results {batch['id']} -o out.csv{flags}")
     if batch["counts"]["failed"] or batch["counts"]["expired"]:
         again = "" if out is None else f" -o {shlex.quote(str(out))}"
-        lines.append(f"try these rows again with: headrace batch retry {batch['id']}{again}{flags}")
+        lines.append(f"try these rows again with: {program()} batch retry {batch['id']}{again}{flags}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 

@@ -11,8 +11,11 @@ from rich.console import Console
 from api.commands.batch import batch_path, show
 from api.commands.client import SUBMIT_PATIENCE_S, Api, patiently
 from api.commands.errors import CommandError, NoAnswer
-from api.commands.shell import URL, AsJson, KeyFile, Url, aside, connected, facts_table, output, print_json
+from api.commands.shell import URL, AsJson, KeyFile, Url, aside, connected, facts_table, output, print_json, told_once
+from api.commands.streams import read_input
 from api.commands.wording import Json, duration, moment, plain, usd
+from api.local.by_hand import program
+from models.textfiles import decode_text
 
 UNFINISHED = frozenset({"queued", "in_progress"})
 LONG_POLL_S = 30
@@ -37,12 +40,16 @@ def submit(
     the API does not answer or the job did not end in time.
     """
     with connected(url, key_file, as_json) as api:
-        body = _body(sys.stdin.read() if prompt == "-" else prompt, system)
+        body = _body(_read_prompt() if prompt == "-" else prompt, system)
         body |= {"model": model, "max_tokens": max_tokens, "temperature": temperature}
         body = {name: value for name, value in body.items() if value is not None}
         # With a key of its own, sending it again never makes a second job.
         key = {"idempotency-key": uuid4().hex}
-        job = patiently(lambda: api.post("/v1/jobs", body, key), give_up_s=SUBMIT_PATIENCE_S)
+        job = patiently(
+            lambda: api.post("/v1/jobs", body, key),
+            told_once(aside(), SUBMIT_PATIENCE_S),
+            give_up_s=SUBMIT_PATIENCE_S,
+        )
         if wait:
             job = await_job(api, job, wait)
         if as_json:
@@ -50,7 +57,7 @@ def submit(
         elif not wait:
             output().print(job["id"], markup=False)
             aside().print(
-                f"read its answer with: headrace status {job['id']} --wait 60{api.target.flags}", soft_wrap=True
+                f"read its answer with: {program()} status {job['id']} --wait 60{api.target.flags}", soft_wrap=True
             )
         else:
             _print_answer(job)
@@ -97,6 +104,13 @@ def _look(api: Api, job_id: str, left_s: float) -> Json:
     return patiently(lambda: api.get(f"/status/{job_id}", wait=wait_s), give_up_s=left_s)
 
 
+def _read_prompt() -> str:
+    try:
+        return decode_text(read_input())
+    except ValueError as error:
+        raise CommandError(f"the standard input is no prompt: {error}") from None
+
+
 def _body(prompt: str, system: str | None) -> dict[str, object]:
     if not prompt.strip():
         raise CommandError("the prompt is empty")
@@ -126,7 +140,7 @@ def _print_answer(job: Json) -> None:
 
 def _end(job: Json, api: Api) -> None:
     if job["status"] in UNFINISHED:
-        again = f"headrace status {job['id']} --wait 60{api.target.flags}"
+        again = f"{program()} status {job['id']} --wait 60{api.target.flags}"
         raise NoAnswer(f"{job['id']} is {job['status']}; wait longer with: {again}")
     if job["error"] is not None:
         aside().print(f"headrace: {plain(job['error']['code'])}: {plain(job['error']['message'])}", markup=False)

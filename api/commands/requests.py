@@ -1,5 +1,6 @@
 """Files of requests as OpenAI's Batch API has them: each line says everything itself, so they take that way."""
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from rich.console import Console
 
 from api.commands.client import Api
 from api.commands.errors import CommandError
-from api.commands.transfer import upload
-from api.commands.wording import Json
+from api.commands.transfer import announce, upload
+from api.commands.wording import Json, plain
 
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
 _MAX_LINE_BYTES = 8 << 20
@@ -20,9 +21,11 @@ _FLAGS = frozenset({"completion_window", "metadata", "name", "priority", "max_pa
 def endpoint_of(path: Path) -> str | None:
     """The endpoint that a file's first request names; None when the file is of another kind."""
     with path.open("rb") as file:
-        line = file.readline(_MAX_LINE_BYTES)
+        first = file.readline(_MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
+        while first.isspace():
+            first = file.readline(_MAX_LINE_BYTES)
     try:
-        request = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        request = orjson.loads(first)
     except orjson.JSONDecodeError:
         return None
     is_request = isinstance(request, dict) and request.keys() == _KEYS
@@ -36,7 +39,8 @@ def submit_requests(api: Api, path: Path, endpoint: str, values: Mapping[str, ob
     """
     given = {name: value for name, value in values.items() if value not in (None, [], {})}
     if wrong := sorted(given.keys() - _FLAGS):
-        raise CommandError(f"the lines of {path} are whole requests; leave out --{wrong[0].replace('_', '-')}")
+        raise CommandError(f"the lines of {plain(path)} are whole requests; leave out --{wrong[0].replace('_', '-')}")
+    announce(path, console)
     file = upload(api, path, {"purpose": "batch"}, console, to="/v1/files")
     window = {"completion_window": "24h"}
     return api.post("/v1/batches", {**window, **given, "input_file_id": file["id"], "endpoint": endpoint})

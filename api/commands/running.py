@@ -15,9 +15,23 @@ from api.commands.client import SUBMIT_PATIENCE_S, Api, patiently
 from api.commands.errors import CommandError
 from api.commands.following import come_back, follow
 from api.commands.requests import endpoint_of, submit_requests
-from api.commands.shell import URL, AsJson, KeyFile, Output, Url, aside, connected, facts_table, output, print_json
-from api.commands.transfer import check_target, upload
+from api.commands.shell import (
+    URL,
+    AsJson,
+    KeyFile,
+    Output,
+    Url,
+    aside,
+    connected,
+    facts_table,
+    output,
+    print_json,
+    told_once,
+)
+from api.commands.transfer import announce, check_target, upload
 from api.commands.wording import Json, plain, rows, usd
+from api.local.by_hand import program
+from models.textfiles import decode_text, read_text
 
 
 class InputFormat(StrEnum):
@@ -132,14 +146,21 @@ class Order:
         """What it would come to; nothing is recorded. Raises Refused."""
         if self.endpoint is not None:
             raise CommandError("there is no estimate of a file of OpenAI's requests; its batch fails if they are wrong")
-        return upload(api, self._file, {**form_fields(self._values), "dry_run": "true"}, aside())
+        console = aside()
+        announce(self._file, console)
+        return upload(api, self._file, {**form_fields(self._values), "dry_run": "true"}, console)
 
     def submit(self, api: Api) -> Json:
         """Make the batch. Raises Refused."""
         if self.endpoint is not None:
             return submit_requests(api, self._file, self.endpoint, self._values, aside())
-        fields, key = form_fields(self._values), uuid4().hex
-        return patiently(lambda: upload(api, self._file, fields, aside(), key=key), give_up_s=SUBMIT_PATIENCE_S)
+        fields, key, console = form_fields(self._values), uuid4().hex, aside()
+        announce(self._file, console)
+        return patiently(
+            lambda: upload(api, self._file, fields, console, key=key),
+            told_once(console, SUBMIT_PATIENCE_S),
+            give_up_s=SUBMIT_PATIENCE_S,
+        )
 
 
 def form_fields(values: Mapping[str, object]) -> dict[str, str]:
@@ -156,7 +177,8 @@ def _go(api: Api, order: Order, out: Path | None, detach: bool, as_json: bool) -
     try:
         batch = order.submit(api)
     except KeyboardInterrupt:
-        console.print("interrupted while the file was sent; `headrace batch list` shows whether it was accepted")
+        shown = f"`{program()} batch list` shows whether it was accepted"
+        console.print(f"interrupted while the file was sent; {shown}", markup=False, soft_wrap=True)
         raise
     total = int(batch["counts"]["total"])
     known = f"{rows(total)}, at worst {usd(batch['reserved_usd'])}" if total else "its file is being checked"
@@ -174,7 +196,12 @@ def _ask(api: Api, order: Order) -> None:
     """Show who sits at a terminal what it would come to, and end unless that is agreed to."""
     if order.endpoint is None and sys.stdin.isatty() and sys.stderr.isatty():
         aside().print(facts_table(estimate_facts(order.estimate(api))))
-        typer.confirm("Submit?", default=True, abort=True, err=True)
+        try:
+            agreed = typer.confirm("Submit?", default=True, err=True)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        if not agreed:
+            raise typer.Exit(1)
 
 
 def _print_estimate(estimate: Json, as_json: bool) -> None:
@@ -190,16 +217,18 @@ def _template(prompt: str | None, prompt_file: Path | None) -> str | None:
     if prompt is not None:
         raise CommandError("give one of --prompt and --prompt-file")
     try:
-        return prompt_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{prompt_file} is not UTF-8: byte {error.start} cannot be decoded") from None
+        return read_text(prompt_file).replace("\r\n", "\n")
+    except ValueError as error:
+        raise CommandError(f"{plain(prompt_file)}: {error}") from None
 
 
 def _json_object(file: Path) -> object:
     try:
-        parsed: object = orjson.loads(file.read_bytes())
+        parsed: object = orjson.loads(decode_text(file.read_bytes()))
     except orjson.JSONDecodeError as error:
-        raise CommandError(f"{file} is not JSON: {error}") from None
+        raise CommandError(f"{plain(file)} is not JSON: {error}") from None
+    except ValueError as error:
+        raise CommandError(f"{plain(file)}: {error}") from None
     return parsed
 
 

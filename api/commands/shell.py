@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from api.commands.client import DEFAULT_URL, Api, Target
-from api.commands.errors import Fault, Refused
+from api.commands.errors import CommandError, Fault, Refused
 from api.commands.wording import count, plain
 from api.local.errors import LocalError, StartError
+from api.local.settings import database_url_of
 
 INTERRUPTED = 130
 SHOWN_FAULTS = 20
@@ -64,11 +65,33 @@ def in_one_line(as_json: bool = False) -> Iterator[None]:
     except BrokenPipeError:
         raise  # the reader had enough; the command line ends quietly
     except OSError as error:
-        print(f"headrace: {error}", file=sys.stderr)
+        print(f"headrace: {plain(_said(error))}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except (UnicodeError, orjson.JSONEncodeError):
+        print("headrace: an argument is not UTF-8", file=sys.stderr)
+        raise typer.Exit(CommandError.exit_code) from None
     except KeyboardInterrupt:
         print("headrace: interrupted", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _said(error: OSError) -> str:
+    """What the system said, and of which file, without its number."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def told_once(console: Console, patience_s: float) -> Callable[[str], None]:
+    """For :func:`patiently`: the first trouble is printed, and for how long it is waited; further ones are not."""
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        if not told:
+            console.print(f"{plain(text)}; trying again for {patience_s:g} s", markup=False, soft_wrap=True)
+        told.append(text)
+
+    return tell
 
 
 @contextmanager
@@ -79,11 +102,8 @@ def connected(url: str, key_file: Path | None, as_json: bool = False) -> Iterato
 
 
 def database_url() -> str:
-    """The database of the commands that need one; raises LocalError when none is named."""
-    url = os.environ.get("HEADRACE_DATABASE_URL")
-    if not url:
-        raise LocalError("set HEADRACE_DATABASE_URL; `headrace up` has a database of its own")
-    return url
+    """The database of the commands that need one; raises SettingsError when none is named."""
+    return database_url_of(os.environ)
 
 
 def print_json(document: object) -> None:

@@ -62,9 +62,18 @@ def upload(
 
         outgoing = Outgoing(file, on_read)
         headers = None if key is None else {"idempotency-key": key}
-        if not console.is_terminal:
-            console.print(f"sending {plain(path)} ({size(outgoing.size)})", soft_wrap=True, markup=False)
-        return api.send_form(to, fields, (path.name, outgoing), UPLOAD_TIMEOUT_S, headers)
+        return api.send_form(to, fields, (_sendable(path.name), outgoing), UPLOAD_TIMEOUT_S, headers)
+
+
+def announce(path: Path, console: Console) -> None:
+    """Say that a file is sent, where no bar shows it. Raises OSError."""
+    if not console.is_terminal:
+        console.print(f"sending {plain(path)} ({size(path.stat().st_size)})", soft_wrap=True, markup=False)
+
+
+def _sendable(name: str) -> str:
+    """A file's name as text: a name is bytes, and may be no UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _upload_bar(console: Console) -> Progress:

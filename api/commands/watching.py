@@ -14,11 +14,12 @@ from rich.text import Text
 
 from api.commands.client import Api, patiently
 from api.commands.wording import Json, count, duration, plain, usd
+from api.local.by_hand import program
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 ENDS = ("completed", "failed", "cancelled", "expired")
 PAUSES = {
-    "requested": "paused; `headrace batch resume` lets it go on",
+    "requested": "paused; `{program} batch resume` lets it go on",
     "budget_exhausted": "paused: its budget is exhausted; it goes on when that is raised",
 }
 FIRST_POLL_S, SLOWEST_POLL_S = 0.2, 1.0
@@ -65,7 +66,7 @@ def facts_of(batch: Json, pace: float | None) -> list[str]:
     if rate and batch["status"] == "in_progress":
         facts.append(f"{duration((total - done) / rate)} left")
     if batch["status"] == "paused":
-        facts.append(PAUSES.get(str(batch.get("pause_reason")), "paused"))
+        facts.append(PAUSES.get(str(batch.get("pause_reason")), "paused").format(program=program()))
     elif batch["status"] != "in_progress":
         facts.append(plain(batch["status"]))
     return facts

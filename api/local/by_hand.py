@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,8 +28,24 @@ def batch_commands(cells: Sequence[str], template: str) -> list[str]:
     """The lines of two commands: one writes a spreadsheet of one column, one runs it through a model."""
     return [
         f"printf '%s\\n' {shlex.join(cells)} > rows.csv",
-        f".venv/bin/headrace batch run rows.csv --prompt {shlex.quote(template)} -o out.csv",
+        f"{program()} batch run rows.csv --prompt {shlex.quote(template)} -o out.csv",
     ]
+
+
+def program() -> str:
+    """How this command line was started, as a person in the current directory can start it again."""
+    started = Path(sys.argv[0])
+    if started.suffix == ".py":  # python -m api.cli
+        return shlex.join([sys.orig_argv[0], "-m", "api.cli"])
+    found = shutil.which(started.name)
+    if found is not None and started.exists() and Path(found).samefile(started):
+        return started.name
+    return shlex.quote(short(started.absolute()))
+
+
+def without_number(error: object) -> str:
+    """What the system said, without the number of its error."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error))
 
 
 def short(path: Path) -> str:

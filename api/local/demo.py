@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from api.local.by_hand import batch_commands, curl_commands
+from api.local.by_hand import batch_commands, curl_commands, program
 from api.local.demo_batch import COUNTRIES, TEMPLATE, report_batch, run_batch
-from api.local.errors import Interrupted, LocalError, StartError
+from api.local.errors import Interrupted, LocalError, StartError, Stopped
 from api.local.logs import indent, tail
 from api.local.stack import KEY_FILE, LOOPBACK, USUAL_PORT, Running, StackOptions, running_stack
 
@@ -47,11 +47,11 @@ def demo(data_dir: Path, environment: Mapping[str, str], prompt: str = PROMPT) -
                 job = running.supervisor.run_during(lambda: ask(running, prompt, progress))
                 batch, rows = running.supervisor.run_during(lambda: ask_many(running, progress))
     except Interrupted:
-        raise LocalError("interrupted; everything is stopped") from None
+        raise Stopped("interrupted; everything is stopped") from None
     console.print(report(prompt, job, ready_s))
     console.print()
     console.print(report_batch(batch, rows))
-    console.print("\nThe same by hand, while `headrace up` runs:\n", style="bold")
+    console.print(f"\nThe same by hand, while `{program()} up` runs:\n", style="bold")
     by_hand = curl_commands(f"http://{LOOPBACK}:{USUAL_PORT}", Path(".headrace", KEY_FILE), _body(prompt))
     by_hand += ["", *batch_commands(["country", *COUNTRIES], TEMPLATE)]
     # As it is: a wrapped command could not be copied.

@@ -6,7 +6,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from api.local.errors import LocalError
+from api.local.by_hand import program, without_number
+from api.local.errors import LocalError, SettingsError, Unanswered
 
 TIMEOUT_S = 10.0
 
@@ -17,11 +18,21 @@ def show_health(url: str, console: Console) -> bool:
     Raises LocalError when nothing answers, or something that is not Headrace.
     """
     try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise SettingsError(f"{url} is no address of an API: {error}") from None
+    try:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
             response = client.get(f"{url.rstrip('/')}/health")
         body = response.json()
+    except httpx.UnsupportedProtocol:
+        raise SettingsError(f"{url} is no address of an API: it begins with http:// or https://") from None
+    except httpx.TransportError as error:
+        raise Unanswered(
+            f"nothing answers at {url}: {without_number(error)}; `{program()} up` starts Headrace here"
+        ) from error
     except httpx.HTTPError as error:
-        raise LocalError(f"nothing answers at {url}: {error}") from error
+        raise LocalError(f"{url} cannot be asked: {error}") from error
     except ValueError as error:
         raise LocalError(f"what answers at {url} is not Headrace") from error
     console.print(_table(body if isinstance(body, dict) else {}))

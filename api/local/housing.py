@@ -73,7 +73,10 @@ def make_data_directory(data_dir: Path) -> Path:
     A new one is closed to other users; as root they may pass through it (the servers' account has to), not
     list it. Raises LocalError when it cannot be created or written to.
     """
-    path = data_dir.expanduser().absolute()
+    try:
+        path = data_dir.expanduser().absolute()
+    except RuntimeError as error:
+        raise LocalError(f"cannot use the data directory {data_dir}: {error}") from None
     try:
         if not path.is_dir():
             path.mkdir(parents=True)

@@ -7,29 +7,25 @@ import os
 import sys
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from api.local.database import database_errors_as_sentences
 from api.local.errors import LocalError
+from api.local.settings import database_url_of
 from models.account import ensure_development_tenant
 from models.database import migrate
-from models.errors import ConfigurationError
 
 
 def migrate_or_say_why(database_url: str) -> None:
     """Migrate to the newest revision; raises LocalError when the database, or what stands before it, refuses."""
-    try:
+    with database_errors_as_sentences(database_url):
         migrate(database_url)
-    except ConfigurationError as error:
-        raise LocalError(str(error)) from None
-    except SQLAlchemyError as error:
-        raise LocalError(f"the database refused: {str(error).splitlines()[0]}") from error
 
 
 def provision(database_url: str, key_file: Path) -> None:
     """Migrate to the newest revision, and see that the API key in ``key_file`` (mode 600) works."""
     migrate_or_say_why(database_url)
-    existing = key_file.read_text().strip() if key_file.is_file() else None
-    key = ensure_development_tenant(database_url, existing)
+    existing = key_file.read_text(errors="replace").strip() if key_file.is_file() else None
+    with database_errors_as_sentences(database_url):
+        key = ensure_development_tenant(database_url, existing)
     if key != existing:
         _write_secret(key_file, key)
 
@@ -47,11 +43,9 @@ def _write_secret(file: Path, text: str) -> None:
 def main() -> None:
     """Provision the database that the environment names."""
     try:
-        provision(os.environ["HEADRACE_DATABASE_URL"], Path(sys.argv[1]))
+        provision(database_url_of(os.environ), Path(sys.argv[1]))
     except LocalError as error:
         sys.exit(str(error))
-    except SQLAlchemyError as error:
-        sys.exit(f"the database refused: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import httpx
+from pydantic import ValidationError
 
-from api.local.errors import LocalError
+from api.local.errors import LocalError, SettingsError
 from api.local.housing import make_data_directory
 from api.local.lock import DirectoryLock
 from api.local.ports import choose_port, port_is_free
 from api.local.postgres import EmbeddedPostgres
 from api.local.processes import StopStep, python
 from api.local.servers import EmbeddedServer
+from api.local.settings import url_of
 from api.local.supervisor import ProcessSpec, Supervisor
 from api.local.valkey import EmbeddedValkey
 from models.catalog import Catalog, Pool, read_catalog, select_optional
@@ -98,17 +100,18 @@ def running_stack(
     Raises LocalError when something cannot start, and Interrupted when a signal asks to stop before that.
     """
     catalog, chosen = _catalog(environment, progress)
+    given = {name: url for name in SERVERS if (url := url_of(environment, name)) is not None}
     ports = _choose_ports(options)
     data_dir = make_data_directory(options.data_dir)
     with ExitStack() as cleanup:
         lock = DirectoryLock(data_dir / "headrace.lock")
         lock.acquire()
         cleanup.callback(lock.release)
-        servers = {name: kind(data_dir) for name, kind in SERVERS.items() if not environment.get(name)}
+        servers = {name: kind(data_dir) for name, kind in SERVERS.items() if name not in given}
         for server in servers.values():
             cleanup.callback(server.close)
         supervisor = cleanup.enter_context(Supervisor(data_dir / "logs", show))
-        env = {**environment, **chosen, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+        env = {**environment, **given, **chosen, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
         env |= _start_servers(servers, supervisor, progress)
         progress("migrating the database")
         supervisor.complete(_provision(data_dir / KEY_FILE, env))
@@ -154,15 +157,17 @@ def _catalog(environment: Environment, progress: Callable[[str], None]) -> tuple
     Where that is not set, these are the ones that are installed: here, unlike in a cluster, this machine runs them all.
     """
     given = {"catalog": environment.get("HEADRACE_CATALOG"), "optional_llms": environment.get(OPTIONAL_LLMS, "")}
-    settings = CatalogSettings.model_validate(given)  # of the processes' environment, not this one's
     try:
+        settings = CatalogSettings.model_validate(given)  # of the processes' environment, not this one's
         whole = read_catalog(settings.catalog)
         optional = list(settings.optional_llms)
         if OPTIONAL_LLMS not in environment:
             optional = installed_optional_llms(whole)
         catalog = select_optional(whole, optional)
+    except ValidationError as error:
+        raise SettingsError(f"HEADRACE_CATALOG: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     except ConfigurationError as error:
-        raise LocalError(str(error)) from error
+        raise SettingsError(str(error)) from error
     if left_out := whole.llms.keys() - catalog.llms.keys():
         progress(f"leaving out {', '.join(sorted(left_out))}: optional, and not installed or not named")
     return catalog, {OPTIONAL_LLMS: ",".join(optional)}

@@ -62,7 +62,9 @@ class Mill:
 
     async def feed(self, window: int = 8) -> int:
         """Feed once, with a buffer of this many; how many jobs were made of the batch."""
-        settings = RelaySettings(database_url="-", redis_url="-", window_min=window // 2, window_factor=1.0)
+        settings = RelaySettings(
+            database_url="postgres://", redis_url="redis://", window_min=window // 2, window_factor=1.0
+        )
         jobs = "SELECT count(*) FROM jobs WHERE batch_id = %s"
         before = self.database.value(jobs, self.id)
         await Feeder(self._engine, settings).feed()  # other tests' batches too

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from api.cli import main
+from api.cli import commands
 from models.catalog import SHIPPED
 from tests.stack import Database
 
@@ -19,7 +19,7 @@ class Operator:
 
     def run(self, *arguments: str, fails: bool = False) -> str:
         """What a command prints; fails the test when it ends otherwise than expected."""
-        result = CliRunner().invoke(main, ["keys", *arguments], env=self.environment)
+        result = CliRunner().invoke(commands, ["keys", *arguments], env=self.environment)
         assert (result.exit_code != 0) == fails, result.output
         return result.output.strip()
 

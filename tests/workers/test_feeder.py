@@ -30,7 +30,7 @@ def tenant_id(database: Database) -> UUID:
 async def feeder(database: Database, tenant_id: UUID, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Feeder]:
     monkeypatch.setattr("workers.feeder._MOST_FEEDING_S", 60.0)  # whatever else the machine does
     engine = create_engine(database.url, name="test")
-    settings = RelaySettings(database_url="-", redis_url="-", window_min=BUFFER // 2)
+    settings = RelaySettings(database_url="postgres://", redis_url="redis://", window_min=BUFFER // 2)
     yield Feeder(engine, settings)
     await engine.dispose()
 

@@ -5,6 +5,7 @@ import re
 
 from models.catalog import LLM
 from models.errors import ConfigurationError
+from models.textfiles import read_text
 
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,4096}")
 
@@ -41,8 +42,8 @@ def read_key(llm: LLM) -> str | None:
     elif llm.api_key_file is not None:
         place = f"the file {llm.api_key_file}"
         try:
-            text = llm.api_key_file.expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(llm.api_key_file.expanduser())
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigurationError(f"{place} with an API key cannot be read ({type(error).__name__})") from None
     else:
         return None

@@ -27,6 +27,10 @@ LLMS: dict[str, dict[str, Any]] = {  # Any: TOML values
 }
 
 
+PROGRAM = f"{sys.executable} -m api.cli"
+"""How the tests start the command line, which is also what it tells people to type."""
+
+
 @dataclass
 class Running:
     """The stack that the tests of one process share; a test may kill its API and start it again."""

@@ -14,7 +14,7 @@ from typing import Self
 
 import pytest
 
-from tests.api.commands.conftest import Person, Running, lines_of
+from tests.api.commands.conftest import PROGRAM, Person, Running, lines_of
 from tests.stack import wait_until
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -72,9 +72,9 @@ def test_ctrl_c_leaves_the_batch_running_and_says_how_to_come_back(person: Perso
         assert running.returncode == 130, rest
     assert "goes on without you" in rest
     assert not (person.directory / "out.csv").exists()
-    (command,) = [line.strip() for line in rest.splitlines() if line.strip().startswith("headrace ")]
-    assert command == f"headrace batch watch {batch_in(head)} -o out.csv"
-    done = person.run(*shlex.split(command)[1:])
+    (command,) = [line.strip() for line in rest.splitlines() if line.strip().startswith(PROGRAM)]
+    assert command == f"{PROGRAM} batch watch {batch_in(head)} -o out.csv"
+    done = person.run(*shlex.split(command)[3:])
     assert "40 of 40 rows completed" in done.stderr
     assert [row["output"] for row in person.sheet("out.csv")] == [f"row {number}" for number in range(40)]
 
@@ -124,8 +124,8 @@ def test_failed_rows_can_be_tried_again(person: Person) -> None:
     first = person.run(*ask, expect=1)
     assert "5 of 8 rows completed, 3 failed" in first.stderr
     assert sum(row["error"] != "" for row in person.sheet("out.csv")) == 3
-    (command,) = [line for line in first.stderr.splitlines() if "headrace batch retry" in line]
-    again = person.run(*shlex.split(command.partition(": headrace ")[2]))
+    (command,) = [line for line in first.stderr.splitlines() if f"{PROGRAM} batch retry" in line]
+    again = person.run(*shlex.split(command.partition(f": {PROGRAM} ")[2]))
     assert "8 of 8 rows completed" in again.stderr
     assert [row["output"] for row in person.sheet("out.csv")] == [f"row {number}" for number in range(8)]
 
@@ -149,7 +149,7 @@ def test_a_batch_can_be_steered(person: Person) -> None:
     ask = ("batch", "run", "rows.csv", "--prompt", "{{text}}", "--model", "slow", "--name", "steered", "--detach")
     come_back = person.run(*ask, "--max-parallel", "2").stdout.strip()
     batch_id = batch_in(come_back)
-    assert come_back == f"headrace batch watch {batch_id}"
+    assert come_back == f"{PROGRAM} batch watch {batch_id}"
     assert person.run("batch", "pause", batch_id).stdout == f"{batch_id} is paused\n"
     assert re.search(rf"{batch_id} +paused +\d+/200 .* steered", person.run("batch", "list").stdout)
     assert re.search(r"paused +requested", person.run("status", batch_id).stdout)

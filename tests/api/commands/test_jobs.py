@@ -4,7 +4,7 @@ import csv
 import json
 import re
 
-from tests.api.commands.conftest import Person
+from tests.api.commands.conftest import PROGRAM, Person
 
 
 def test_a_prompt_is_answered_on_the_standard_output(person: Person) -> None:
@@ -32,7 +32,7 @@ def test_a_submitted_job_is_read_and_cancelled_by_its_id(person: Person) -> None
 
 def test_a_job_that_is_not_done_in_time_says_how_to_wait_longer(person: Person) -> None:
     done = person.run("submit", "never", "--model", "stuck", "--wait", "0.3", expect=3)
-    assert re.search(r"wait longer with: headrace status job_[0-9a-f]{32} --wait 60\n", done.stderr)
+    assert re.search(rf"wait longer with: {re.escape(PROGRAM)} status job_[0-9a-f]{{32}} --wait 60\n", done.stderr)
 
 
 def test_a_refusal_is_a_sentence_and_an_exit_code(person: Person) -> None:

@@ -185,7 +185,7 @@ def test_a_wrong_catalogue_is_one_line(data_dir: Path, env: Mapping[str, str]) -
     Path(env["HEADRACE_CATALOG"]).write_text("nonsense = 1")
     argv = headrace("up", "--data-dir", str(data_dir))
     done = subprocess.run(argv, env=env, capture_output=True, check=False, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert re.fullmatch(r"headrace: .*catalog\.toml: .*nonsense.*\n", done.stderr, re.DOTALL)
 
 
@@ -211,7 +211,7 @@ def test_the_demo_answers_a_real_prompt_with_a_real_model(data_dir: Path, env: M
 def test_nothing_that_answers_is_one_line(port: int) -> None:
     argv = headrace("health", "--url", f"http://127.0.0.1:{port}")
     done = subprocess.run(argv, capture_output=True, check=False, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.startswith(f"headrace: nothing answers at http://127.0.0.1:{port}")
 
 
