@@ -17,10 +17,10 @@ class Surface(StrEnum):
 
 _LATER = "This version does not support"
 _CACHE = "A mark for a provider's cache, which changes the price at most."
-_REASONING = "An earlier answer's reasoning; no provider wants it back in a chat completion."
+_REASONING = "The reasoning behind an earlier answer; LLMs are shown the answer alone."
 _NO_TOOLS = f"{_LATER} tools; leave it out."
 _NO_LOGPROBS = f"{_LATER} log probabilities; leave it out."
-_NOT_A_TOOL = "Only tools have it, and there are none."
+_NOT_A_TOOL = "It is about tools, and there are none."
 
 _ANSWER = (
     used("model", "An LLM's name, a tier's name, or `auto`."),
@@ -153,13 +153,13 @@ _REPLAYED = (
     ignored("messages[].weight", "A mark for training.", by="OpenAI's fine-tuning files"),
     refused(
         "messages[].prefix",
-        "Answers do not go on with a turn that was begun; leave it out.",
+        "An answer does not continue a turn that was started; leave it out.",
         neutral=(False,),
         by="Mistral, DeepSeek",
     ),
     refused(
         "messages[].partial",
-        "Answers do not go on with a turn that was begun; leave it out.",
+        "An answer does not continue a turn that was started; leave it out.",
         neutral=(False,),
         by="Qwen",
     ),

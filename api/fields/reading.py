@@ -28,22 +28,24 @@ _SCHEMA_WORDS = frozenset({"type", "properties", "$ref", "anyOf", "oneOf", "allO
 _FORMAT_NAME = "answer"
 
 _PLAIN = {
-    Surface.JOB: frozenset(JobRequest.model_fields),
-    Surface.FORM: frozenset(JobRequest.model_fields) - {"messages"},
-    Surface.CHAT: frozenset(JobRequest.model_fields) - {"prompt", "callback_url", "conversation_id"},
+    surface: frozenset(name for name in JobRequest.model_fields if name not in table or table[name].does is Does.USED)
+    for surface, table in TABLES.items()
 }
-_PLAIN[Surface.LINE] = _PLAIN[Surface.CHAT] - {"user", "metadata", "team", "priority", "expires_in", "max_cost_usd"}
 """Fields that need no look at the table: a body of these alone, with plain messages, is a job's request as it is."""
 
 
 def read_request(body: JsonObject, surface: Surface, own: Mapping[str, Any] = NOTHING) -> JobRequest:  # Any: JSON
     """The job's request in a body, with fields of ``own`` that the body cannot have; raises ValidationFailed with
-    everything that is wrong."""
-    if body.keys() <= _PLAIN[surface]:
+    everything that is wrong.
+
+    Most bodies need a look at their own fields only. Those for which that does not do are gone through as a whole.
+    """
+    given = body if body.keys() <= _PLAIN[surface] else _at_first_sight(body, surface)
+    if given is not None:
         try:
-            return JobRequest.model_validate({**body, **own} if own else body)
+            return JobRequest.model_validate({**given, **own} if own else given)
         except ValidationError:
-            pass  # it may have nulls or parts that the table knows
+            pass  # there may be nulls or ignored fields inside
     given, problems = settle(body, TABLES[surface])
     _take_newer_limit(given, problems)
     if isinstance(messages := given.get("messages"), list):
@@ -58,6 +60,26 @@ def read_request(body: JsonObject, surface: Surface, own: Mapping[str, Any] = NO
         return JobRequest.model_validate({**given, **own})
     except ValidationError as error:
         raise validation_failed(error.errors(include_url=False, include_input=False)) from None
+
+
+def _at_first_sight(body: JsonObject, surface: Surface) -> JsonObject | None:
+    """A body without what changes nothing, its objects not looked into; None where something is wrong."""
+    plain, table = _PLAIN[surface], TABLES[surface]
+    given: JsonObject = {}
+    for name, value in body.items():
+        if value is None:
+            continue
+        if name in plain:
+            given[name] = value
+            continue
+        field = table.get(name)
+        if field is None or (field.does is Does.REFUSED and not field.is_neutral(value)):
+            return None
+        if field.does is Does.USED:
+            given[name] = value
+    problems: list[FieldProblem] = []
+    _take_newer_limit(given, problems)
+    return None if problems else given
 
 
 def settle(body: JsonObject, table: Table) -> tuple[JsonObject, list[FieldProblem]]:

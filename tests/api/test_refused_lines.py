@@ -11,7 +11,7 @@ import pytest
 
 from models.ids import BATCH, from_wire
 from tests.api.acting import Json
-from tests.api.test_batch_control import Mill, mill  # noqa: F401 - a fixture
+from tests.api.test_batch_control import COST, Mill, mill  # noqa: F401 - a fixture
 from tests.api.test_openai_batches import budget, create, line, reserved, results, upload
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +67,7 @@ async def test_the_others_run_and_the_batch_completes_with_an_error_line_for_eac
     assert "tools" in error["message"]
     assert told["tools"]["response"]["request_id"].endswith("_1")
     assert told["tools"]["error"] is None
-    assert mill.balance() == (2 * pytest.approx(0.000092), 0)
+    assert mill.balance() == (2 * COST, 0)
     csv = (await client.get(batch["results_url"], params={"format": "csv"})).text.splitlines()
     assert [row.split(",")[0] for row in csv[1:]] == ["tools", "a", "m", "b", "z"]
     finished = await client.get(batch["results_url"], params={"format": "jsonl", "order": "finished"})

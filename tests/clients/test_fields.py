@@ -18,6 +18,7 @@ from api.fields.others import (
     FILE_TABLE,
 )
 from api.fields.table import Does, Field, Table
+from tests.clients.document import DOCUMENT, document
 from tests.clients.fields import ENDPOINTS, fields_of
 
 HERE = Path(__file__).parent
@@ -91,3 +92,7 @@ def test_every_row_of_a_field_that_is_not_used_says_why() -> None:
 def test_no_two_rows_are_of_the_same_field() -> None:
     paths = [row.path for row in CHAT_ROWS]
     assert sorted(paths) == sorted(set(paths))
+
+
+def test_the_document_of_the_fields_is_that_of_the_tables() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document()
