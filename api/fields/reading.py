@@ -196,6 +196,5 @@ def _plain_format(form: JsonObject) -> JsonObject:
     if isinstance(schema, dict) and "schema" not in schema and schema.keys() & _SCHEMA_WORDS:
         return {**form, "json_schema": {"name": _FORMAT_NAME, "schema": schema}}
     if isinstance(schema, dict):
-        named: JsonObject = {"name": _FORMAT_NAME} | schema
-        return {**form, "json_schema": named}
+        return {**form, "json_schema": {**schema, "name": schema.get("name", _FORMAT_NAME)}}
     return form

@@ -208,18 +208,20 @@ def test_what_is_wrong_with_a_form_is_told_by_its_field(form: Json, field: str) 
 
 def test_stream_options_count_where_something_streams_only() -> None:
     """digitalocean/langchain-gradient#29, BerriAI/litellm#5803, aliasrobotics/cai#78."""
-    for options in ({"include_usage": True}, {"include_usage": None}, {}, {"include_usage": 3, "colour": 1}, None):
+    unused: list[Json | None] = [{"include_usage": True}, {"include_usage": None}, {}, {"include_usage": 3}, None]
+    for options in unused:
         assert not parse_chat({"messages": [HI], "stream_options": options}).stream
         assert not parse_chat({"messages": [HI], "stream": False, "stream_options": options}).stream
         assert taken(Surface.JOB, stream=False, stream_options=options) == PLAIN
         assert taken(Surface.LINE, stream=False, stream_options=options) == PLAIN
-    for options, include_usage in (
+    asked: list[tuple[Json | None, bool]] = [
         ({"include_usage": True, "include_obfuscation": False}, True),
         ({"include_usage": True, "include_obfuscation": None}, True),
         ({"include_usage": None}, False),
         ({}, False),
         (None, False),
-    ):
+    ]
+    for options, include_usage in asked:
         chat = parse_chat({"messages": [HI], "stream": True, "stream_options": options})
         assert (chat.stream, chat.include_usage) == (True, include_usage)
     for body in ({"stream": "yes"}, {"stream": 0}, {"stream": True, "stream_options": {"include_usage": "yes"}}):
@@ -284,7 +286,8 @@ def test_every_row_of_the_table_does_what_it_says(surface: Surface) -> None:
     for path, row in TABLES[surface].items():
         if "." in path or "=" in path or row.does is Does.USED:
             continue
-        body = {"prompt": "x"} if surface in (Surface.JOB, Surface.FORM) and path != "prompt" else {"messages": [HI]}
+        is_job = surface in (Surface.JOB, Surface.FORM) and path != "prompt"
+        body: Json = {"prompt": "x"} if is_job else {"messages": [HI]}
         body[path] = {"some": ["value"]}
         if row.does is Does.IGNORED:
             read_request(body, surface)
@@ -298,8 +301,8 @@ def test_every_row_of_the_table_does_what_it_says(surface: Surface) -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "callback_url", "conversation_id"])
 def test_a_field_of_a_job_is_not_one_of_a_chat_completion(name: str) -> None:
-    assert "chat completion" in problems(**{name: "x"})[name]
-    assert "chat completion" in problems(Surface.LINE, **{name: "x"})[name]
+    for surface in (Surface.CHAT, Surface.LINE):
+        assert "chat completion" in problems(surface, **{name: "x"})[name]
 
 
 def test_many_problems_are_told_and_no_more_than_a_hundred() -> None:
