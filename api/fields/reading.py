@@ -190,11 +190,13 @@ def _plain_format(form: JsonObject) -> JsonObject:
         return {name: value for name, value in form.items() if name != "schema"}
     if isinstance(form.get("schema"), dict) and schema is None and form.get("type") in ("json_object", "json_schema"):
         more = {name: form[name] for name in ("description", "strict") if name in form}
-        wrapped = {"name": form.get("name", _FORMAT_NAME), "schema": form["schema"], **more}
+        wrapped: JsonObject = {"name": form.get("name", _FORMAT_NAME), "schema": form["schema"], **more}
         left = {name: value for name, value in form.items() if name not in ("schema", "name", *more)}
         return {**left, "type": "json_schema", "json_schema": wrapped}
     if isinstance(schema, dict) and "schema" not in schema and schema.keys() & _SCHEMA_WORDS:
         return {**form, "json_schema": {"name": _FORMAT_NAME, "schema": schema}}
     if isinstance(schema, dict):
-        return {**form, "json_schema": {**schema, "name": schema.get("name", _FORMAT_NAME)}}
+        named: JsonObject = dict(schema)
+        named.setdefault("name", _FORMAT_NAME)
+        return {**form, "json_schema": named}
     return form
