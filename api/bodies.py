@@ -79,6 +79,18 @@ def parse_json_object(body: bytes) -> JsonObject:
     return value
 
 
+def parse_leniently(body: bytes) -> JsonObject:
+    """The JSON object in what :func:`parse_json_object` refuses, for a look at some of it; empty where there is none.
+
+    Integers are None: those of thousands of digits take too long to read.
+    """
+    try:
+        value = json.loads(body.decode(), parse_int=lambda digits: None)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def parse_json_field(text: str) -> Any:  # Any: JSON
     """Parse the JSON in a form's field as strictly as a body; raises ValueError with a sentence for that field."""
     if is_deeper_than(text.encode("utf-8", "surrogatepass"), MAX_DEPTH):

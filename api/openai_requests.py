@@ -1,6 +1,6 @@
 """From the bodies that OpenAI's clients send to what Headrace submits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from api.auth import Caller
 from api.bodies import JsonObject
 from api.errors import validation_failed
+from api.fields.chat import TABLES, Surface
+from api.fields.others import EMBEDDING_TABLE, TOKEN_IDS
+from api.fields.reading import read_request, refused, settle
+from api.fields.table import Table
 from api.schemas.openai import EmbeddingRequest
 from api.schemas.requests import DEFAULT_EXPIRES_IN_S, JobRequest
-from api.submission import parse_request
 from models.catalog import Catalog
-from models.errors import ContextLengthExceeded, FieldProblem, ValidationFailed
+from models.errors import ContextLengthExceeded, FieldProblem
 from models.ids import new_id
 from models.job import PRIORITIES
 from models.pricing import worst_case
@@ -22,29 +25,7 @@ from models.routing import Router
 from models.tokens import fewest_tokens, most_tokens
 
 MAX_TEXTS = 2048
-MAX_METADATA = 16
-_DEFAULTS: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    "parallel_tool_calls": (True,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "modalities": (["text"],),
-    "logit_bias": ({},),
-}
-"""Fields of OpenAI's that are accepted with the values that change nothing."""
-
-_UNSUPPORTED = frozenset(
-    {
-        *_DEFAULTS,
-        *("audio", "functions", "function_call", "prediction", "reasoning_effort", "top_logprobs", "verbosity"),
-        *("web_search_options", "prompt_cache_key", "safety_identifier"),
-    }
-)
-_FOREIGN = frozenset({"prompt", "callback_url", "conversation_id"})
-"""Fields of a job that a chat completion does not have."""
+_OF_STREAM = ("stream", "stream_options")
 
 
 class StreamOptions(BaseModel):
@@ -73,40 +54,47 @@ class Chat:
 
 def parse_chat(body: JsonObject) -> Chat:
     """The chat completion that a body asks for; raises ValidationFailed."""
-    given = {name: value for name, value in body.items() if value is not None}
-    how = {name: given.pop(name) for name in ("stream", "stream_options") if name in given}
+    request = read_request({name: body[name] for name in body if name not in _OF_STREAM}, Surface.CHAT)
+    if body.get("stream") is None or body["stream"] is False:
+        return Chat(request, stream=False, include_usage=False)
+    asked, _ = settle({name: body[name] for name in _OF_STREAM if name in body}, TABLES[Surface.CHAT])
     try:
-        stream = _Stream.model_validate(how)
+        stream = _Stream.model_validate(asked)
     except ValidationError as error:
         raise validation_failed(error.errors(include_url=False, include_input=False)) from None
-    return Chat(chat_request(given), stream.stream, stream.stream_options.include_usage)
+    return Chat(request, stream.stream, stream.stream_options.include_usage)
 
 
-def chat_request(body: JsonObject) -> JobRequest:
-    """The job that makes a chat completion; raises ValidationFailed."""
-    given = {name: value for name, value in body.items() if value is not None}
-    problems = [problem for name in list(given) if (problem := _settle(given, name)) is not None]
-    if "max_completion_tokens" in given:
-        most = given.pop("max_completion_tokens")
-        if given.setdefault("max_tokens", most) != most:
-            problems.append(FieldProblem("max_completion_tokens", "It is not the same as max_tokens; send one."))
-    if "messages" not in given:
-        problems.append(FieldProblem("messages", "This field is required."))
+def embedding_request(body: JsonObject, table: Table = EMBEDDING_TABLE) -> EmbeddingRequest:
+    """The vectors that a body asks for; raises ValidationFailed."""
+    given, problems = settle(body, table)
+    if "input" in given:
+        problems += _problems_of_input(given["input"])
     if problems:
         raise refused(problems)
-    return parse_request(given)
-
-
-def embedding_request(body: JsonObject) -> EmbeddingRequest:
-    """The vectors that a body asks for; raises ValidationFailed."""
     try:
-        request = EmbeddingRequest.model_validate({name: value for name, value in body.items() if value is not None})
+        return EmbeddingRequest.model_validate(given)
     except ValidationError as error:
-        raise validation_failed(error.errors(include_url=False, include_input=False)[:1]) from None
-    texts = texts_of(request)
-    if not 1 <= len(texts) <= MAX_TEXTS or not all(texts):
-        raise refused([FieldProblem("input", f"Send 1 to {MAX_TEXTS} texts, none of them empty.")])
-    return request
+        raise validation_failed(error.errors(include_url=False, include_input=False)) from None
+
+
+def _problems_of_input(given: object) -> Iterator[FieldProblem]:
+    """What is wrong with the texts, the first such thing."""
+    texts = given if isinstance(given, list) else [given]
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        yield FieldProblem("input", f"Send 1 to {MAX_TEXTS} texts, not {len(texts)}.")
+        return
+    for number, text in enumerate(texts):
+        if isinstance(text, str) and text:
+            continue
+        if isinstance(text, str):
+            message = "The text is empty; leave it out."
+        elif isinstance(given, list) and isinstance(text, int | list) and not isinstance(text, bool):
+            message = TOKEN_IDS
+        else:
+            message = "Send a text, or a list of texts."
+        yield FieldProblem(f"input.{number}" if isinstance(given, list) and message != TOKEN_IDS else "input", message)
+        return
 
 
 def texts_of(request: EmbeddingRequest) -> list[str]:
@@ -160,21 +148,3 @@ def plan_embedding(
         "request_hash": request_hash,
         "expires_in": expires_in,
     }
-
-
-def refused(problems: list[FieldProblem]) -> ValidationFailed:
-    """One refusal for several problems."""
-    detail = "; ".join(f"{problem.field}: {problem.message}" for problem in problems[:3])
-    return ValidationFailed(detail, param=problems[0].field, problems=problems)
-
-
-def _settle(given: JsonObject, name: str) -> FieldProblem | None:
-    """Take away what changes nothing; what is wrong with a field that Headrace does not have."""
-    if name in _FOREIGN:
-        return FieldProblem(name, "There is no such field.")
-    if name not in _UNSUPPORTED:
-        return None
-    value = given.pop(name)
-    if any(value == neutral and type(value) is type(neutral) for neutral in _DEFAULTS.get(name, ())):
-        return None
-    return FieldProblem(name, "This is not supported.")

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.auth import Caller
 from api.bodies import JsonObject
-from api.errors import validation_failed
+from api.fields.chat import Surface
+from api.fields.reading import read_request
 from api.idempotency import digest_of, require_same
 from api.jobview import Row
 from api.reserving import Recorder, budget_exceeded
@@ -55,10 +55,7 @@ class Submitted:
 
 def parse_request(body: JsonObject) -> JobRequest:
     """The request in a body; raises ValidationFailed or CallbackUrlRefused."""
-    try:
-        request = JobRequest.model_validate(body)
-    except ValidationError as error:
-        raise validation_failed(error.errors(include_url=False, include_input=False)) from None
+    request = read_request(body, Surface.JOB)
     if request.callback_url is not None:
         raise CallbackUrlRefused("This version does not deliver webhooks yet.", param="callback_url")
     if request.conversation_id is not None:

@@ -138,7 +138,9 @@ class Batch(Base):
 class BatchRow(Base):
     """A row as it was uploaded; ``number`` counts from 1, ``line`` is where it began in the file.
 
-    It has ``cells`` for the batch's template, or a ``request`` of its own (a job's, whole). ``same_as`` is the first
+    It has ``cells`` for the batch's template, or a ``request`` of its own (a job's, whole). Where ``route`` is
+    REFUSED_ROUTE the row never becomes a job and has failed from the beginning: ``request`` is ``{"refused": {"code",
+    "message", "param", "status"}}``. ``same_as`` is the first
     row with the same request, whose answer it shares (``dedupe``); it never becomes a job. ``round`` is the round that
     made the row's job, or is to make it.
     """
@@ -221,18 +223,25 @@ def count_ended(source: str, condition: str) -> str:
 BY_HAND = UUID(int=0)
 """The writer of what callers do by the API, which is rare."""
 
+AT_BEGINNING = UUID(int=1)
+"""The writer of the rows that had failed when their batch began: those that were refused."""
+
+REFUSED_ROUTE = -1
+"""The route of a row that was refused."""
+
 _VIEW = f"""
     SELECT b.id, b.tenant_id, b.status, b.endpoint, b.name, b.model, b.columns, b.dedupe, b.priority, b.max_parallel,
            b.completion_window, b.end_user, b.team, b.labels, b.total, b.reserved_usd, b.pause_reason, b.errors,
            b.input_file_id, b.output_file_id, b.error_file_id, b.created_at, b.in_progress_at, b.paused_at,
            b.finalizing_at, b.cancelling_at, b.completed_at, b.failed_at, b.expired_at, b.cancelled_at, b.expires_at,
-           {", ".join(f"n.{name}" for name in _COUNTS)},
+           {", ".join(f"n.{name}" for name in _COUNTS)}, n.refused,
            u.in_progress, u.reserved_usd AS reserved_by_jobs, r.recent,
            least(:rate_s, extract(epoch FROM now() - b.in_progress_at))::float AS recent_s,
            extract(epoch FROM now() - b.in_progress_at)::float AS age_s
     FROM batches b
     CROSS JOIN LATERAL (
-        SELECT {", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in _COUNTS)}
+        SELECT {", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in _COUNTS)},
+               coalesce(sum(failed) FILTER (WHERE writer = '{AT_BEGINNING}'), 0) AS refused
         FROM batch_counts WHERE batch_id = b.id
     ) n
     CROSS JOIN LATERAL (

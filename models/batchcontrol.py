@@ -193,7 +193,7 @@ _TO_RUN_AGAIN = """
     ), left_behind AS (
         SELECT r.number, b.endings[r.round + 1] AS status, false AS unpaid
         FROM b JOIN batch_rows r ON r.batch_id = b.id
-        WHERE b.last_round > 0 AND NOT :unpaid AND r.same_as IS NULL
+        WHERE b.last_round > 0 AND NOT :unpaid AND r.same_as IS NULL AND r.route >= 0
           AND (r.round, r.number) < (b.round, b.next_row)
           AND b.endings[r.round + 1] = ANY(CAST(:statuses AS text[]))
           AND NOT EXISTS (SELECT FROM jobs j WHERE j.batch_id = b.id AND j.batch_id IS NOT NULL
@@ -235,7 +235,7 @@ UNFED = text(f"""
     FROM batches b
     CROSS JOIN LATERAL (
         SELECT r.reserved_usd, {_WEIGHT} FROM batch_rows r
-        WHERE r.batch_id = b.id AND r.same_as IS NULL AND r.number <= b.total
+        WHERE r.batch_id = b.id AND r.same_as IS NULL AND r.route >= 0 AND r.number <= b.total
           AND (r.round > b.round OR r.round = b.round AND r.number >= b.next_row)
     ) u
     WHERE b.id = :id

@@ -71,7 +71,7 @@ FEED = text(f"""
         FROM (
             SELECT r.* FROM b JOIN batch_rows r ON r.batch_id = b.id
             WHERE b.now_round = 0 AND r.number >= b.now_row AND r.number < b.now_row + :span AND r.round = 0
-              AND r.same_as IS NULL
+              AND r.same_as IS NULL AND r.route >= 0
             UNION ALL
             SELECT r.* FROM b CROSS JOIN again a CROSS JOIN LATERAL (
                 SELECT * FROM batch_rows WHERE batch_id = b.id AND number = a.number LIMIT 1) r

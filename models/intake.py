@@ -13,6 +13,7 @@ from sqlalchemy import func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, PrimaryId
+from models.batch import AT_BEGINNING
 
 
 class Intake(Base):
@@ -136,3 +137,8 @@ BEGIN_BATCH = text("""
     RETURNING id
 """)
 """Let a batch begin that was recorded before its file was read; nothing when it was cancelled meanwhile."""
+
+COUNT_REFUSED = text(f"""
+    INSERT INTO batch_counts (batch_id, writer, failed) VALUES (:id, '{AT_BEGINNING}', :rows)
+""")
+"""Count the rows of a new batch that were refused, in the transaction in which it begins."""

@@ -1,7 +1,8 @@
 """What came of a batch's rows, as lines of JSON that Postgres writes: for OpenAI's output and error files, for our
 JSONL, and for CSV (an array of cells). Of each row the answer of its latest round counts.
 
-A row has a result once its job has ended, or once its batch has ended without running it. A row that shares another's
+A row has a result once its job has ended, or once its batch has ended without running it; a row that was refused has
+one from the beginning. A row that shares another's
 answer (``same_as``) used nothing and cost nothing.
 """
 
@@ -11,9 +12,9 @@ from models.base import usd_text
 from models.errors import STATUS_OF_FAILURE
 
 _STATUS_CODE = (
-    "CASE error ->> 'code' "
+    "coalesce((error ->> 'status')::int, CASE error ->> 'code' "
     + " ".join(f"WHEN '{code.value}' THEN {status}" for code, status in STATUS_OF_FAILURE.items())
-    + " ELSE 500 END"
+    + " ELSE 500 END)"
 )
 
 _USAGE = """json_build_object(
@@ -51,8 +52,8 @@ _COST = usd_text("(coalesce(j.cost_usd, 0) + coalesce(j.cost_rest_usd, 0))")
 # Each row's job is looked up by itself (LIMIT): a join planned as a whole would read the batch for every page of it.
 _ANSWERS = f"""
     SELECT r.number, r.line, r.custom_id, r.cells, b.columns, b.id AS batch_id, j.id AS job_id, j.finished_at,
-           j.result, j.error,
-           CASE WHEN j.id IS NOT NULL THEN j.status
+           j.result, CASE WHEN r.route < 0 THEN r.request -> 'refused' ELSE j.error END AS error,
+           CASE WHEN r.route < 0 THEN 'failed' WHEN j.id IS NOT NULL THEN j.status
                 WHEN b.status = 'expired' THEN 'expired' ELSE 'cancelled' END AS status,
            CASE WHEN r.same_as IS NULL THEN coalesce(j.input_tokens, 0) ELSE 0 END AS input_tokens,
            CASE WHEN r.same_as IS NULL THEN coalesce(j.output_tokens, 0) ELSE 0 END AS output_tokens,
@@ -68,7 +69,8 @@ _ANSWERS = f"""
         LIMIT 1
     ) j ON true
     WHERE b.id = :batch_id
-      AND (j.status NOT IN ('queued', 'in_progress') OR j.id IS NULL AND b.status IN ('expired', 'cancelled'))"""
+      AND (j.status NOT IN ('queued', 'in_progress') OR j.id IS NULL AND b.status IN ('expired', 'cancelled')
+           OR r.route < 0)"""
 
 _NOT_RUN = """json_build_object(
             'code', 'batch_' || status,
@@ -78,7 +80,7 @@ _NOT_RUN = """json_build_object(
 _ERROR_BODY = f"""json_build_object('error', json_build_object(
             'message', error ->> 'message', 'type', CASE WHEN {_STATUS_CODE} < 500 THEN 'invalid_request_error'
                                                          ELSE 'server_error' END,
-            'param', NULL, 'code', error ->> 'code'))"""
+            'param', error ->> 'param', 'code', error ->> 'code'))"""
 
 _OPENAI = f"""json_build_object(
         'id', 'batch_req_' || replace(batch_id::text, '-', '') || '_' || number, 'custom_id', custom_id,
@@ -86,7 +88,8 @@ _OPENAI = f"""json_build_object(
             WHEN 'completed' THEN json_build_object(
                 'status_code', 200, 'request_id', 'req_' || replace(job_id::text, '-', ''), 'body', {_BODY})
             WHEN 'failed' THEN json_build_object(
-                'status_code', {_STATUS_CODE}, 'request_id', 'req_' || replace(job_id::text, '-', ''),
+                'status_code', {_STATUS_CODE}, 'request_id', 'req_' || coalesce(
+                    replace(job_id::text, '-', ''), replace(batch_id::text, '-', '') || '_' || number),
                 'body', {_ERROR_BODY}) END,
         'error', CASE WHEN status IN ('expired', 'cancelled') THEN {_NOT_RUN} END)"""
 
@@ -96,7 +99,7 @@ _JSONL = f"""json_build_object(
         'row', number, 'line', line, 'custom_id', custom_id, 'status', status,
         'input', CASE WHEN cells IS NOT NULL THEN json_object(columns, cells) END,
         'output', {_OUTPUT}, 'finish_reason', result ->> 'finish_reason',
-        'error', CASE WHEN status IN ('expired', 'cancelled') THEN {_NOT_RUN} ELSE error::json END,
+        'error', CASE WHEN status IN ('expired', 'cancelled') THEN {_NOT_RUN} ELSE (error - 'status')::json END,
         'model', result ->> 'model', 'input_tokens', input_tokens, 'output_tokens', output_tokens,
         'cost_usd', cost_usd, 'job_id', 'job_' || replace(job_id::text, '-', ''))"""
 

@@ -22,7 +22,7 @@ Line = dict[str, Any]  # Any: JSON
 def main(base_url: str, api_key: str) -> None:
     """Run everything, and say so."""
     client = openai.OpenAI(base_url=base_url, api_key=api_key)
-    for step in (lists_models, chats, streams, embeds, keeps_files, runs_batches, cancels_a_batch, maps_errors):
+    for step in STEPS:
         step(client)
         print("ok", step.__name__, flush=True)
     print(f"ok: openai {openai.__version__}")
@@ -47,6 +47,27 @@ def chats(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
     raw = client.chat.completions.with_raw_response.create(model="echo", messages=[{"role": USER, "content": "x"}])
     assert raw.headers["x-headrace-job-id"].startswith("job_")
+
+
+def sends_answers_back(client: openai.OpenAI) -> None:
+    """The client's own message is taken as history, and so is what it may add to a request that changes nothing."""
+    history: Any = [{"role": USER, "content": "one", "name": "bob"}]  # Any: the client's union of message types
+    for _ in range(2):
+        answer = client.chat.completions.create(model="echo", messages=history)
+        history += [answer.choices[0].message, {"role": USER, "content": [{"type": "text", "text": "two"}]}]
+    parsed = client.chat.completions.create(
+        model="echo",
+        messages=[*history, history[1].model_dump(), {"role": USER, "content": '{"a": 1}'}],
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+        extra_body={"tools": [], "stream_options": {"include_usage": None}, "top_k": 3},
+        n=1,
+        logprobs=False,
+        parallel_tool_calls=False,
+        store=True,
+        service_tier="auto",
+        user="bob",
+    )
+    assert parsed.choices[0].message.content == '{"a": 1}'
 
 
 def streams(client: openai.OpenAI) -> None:
@@ -97,14 +118,18 @@ def keeps_files(client: openai.OpenAI) -> None:
 def runs_batches(client: openai.OpenAI) -> None:
     """A batch of chat completions and one of embeddings run; what failed is in the error file."""
     chat = [request(f"r{number}", "echo", f"row {number}") for number in range(20)]
-    batch = _run(client, "/v1/chat/completions", [*chat, request("bad", "broken", "x")])
+    foreign = request("foreign", "echo", "x")
+    foreign["body"]["colour"] = "red"
+    batch = _run(client, "/v1/chat/completions", [foreign, *chat, request("bad", "broken", "x")])
     assert batch.status == "completed"
     assert batch.request_counts is not None
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (21, 20, 1)
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (22, 20, 2)
     answers = {line["custom_id"]: line["response"]["body"] for line in lines(client, batch.output_file_id)}
     said = {custom_id: body["choices"][0]["message"]["content"] for custom_id, body in answers.items()}
     assert said == {f"r{number}": f"row {number}" for number in range(20)}
-    (error,) = lines(client, batch.error_file_id)
+    refused, error = lines(client, batch.error_file_id)
+    assert (refused["custom_id"], refused["response"]["status_code"]) == ("foreign", 422)
+    assert refused["response"]["body"]["error"]["param"] == "colour"
     assert error["custom_id"] == "bad"
     assert error["response"]["status_code"] == 400
     assert error["response"]["body"]["error"]["code"] == "provider_rejected"
@@ -203,6 +228,19 @@ def _wait(client: openai.OpenAI, batch_id: str) -> Any:  # Any: the client's Bat
 
     _until(has_ended)
     return batches[-1]
+
+
+STEPS = (
+    lists_models,
+    chats,
+    sends_answers_back,
+    streams,
+    embeds,
+    keeps_files,
+    runs_batches,
+    cancels_a_batch,
+    maps_errors,
+)
 
 
 if __name__ == "__main__":

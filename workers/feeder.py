@@ -150,6 +150,7 @@ class Feeder:
             if made == rows or fed["passed"]:
                 break
             position |= {"next_row": fed["next_row"], "round": fed["round"]}
+            span = _SPARSE_ROWS
         return made
 
 

@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from api.batches.problems import Problems
 from api.batches.records import FORMATS
 from api.batches.windows import DEFAULT_WINDOW, window_seconds
 from api.bodies import JsonObject, parse_json_field, shorten
-from api.errors import validation_failed
+from api.fields.chat import TABLES, Surface
+from api.fields.reading import read_request
 from api.schemas.requests import JobRequest
-from models.errors import CallbackUrlRefused
+from models.errors import CallbackUrlRefused, ValidationFailed
 
 MAX_PARALLEL = 1_000_000
 _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
@@ -51,6 +50,8 @@ def read_form(fields: Mapping[str, str]) -> Form:
                 request[name] = _OF_REQUEST[name](text)
             elif name in _OWN:
                 own[_NAMES.get(name, name)] = _OWN[name](text)
+            elif name in TABLES[Surface.FORM]:
+                request[name] = _loosely(text)
             else:
                 problems.add(shorten(name), "There is no such field.")
         except ValueError as error:
@@ -64,11 +65,19 @@ def read_form(fields: Mapping[str, str]) -> Form:
 
 def _checked(request: JsonObject, problems: Problems) -> JobRequest | None:
     try:
-        return JobRequest.model_validate({**request, "prompt": "-"})
-    except ValidationError as error:
-        for problem in validation_failed(error.errors(include_url=False, include_input=False)).problems:
+        return read_request(request, Surface.FORM, {"prompt": "-"})
+    except ValidationFailed as error:
+        for problem in error.problems:
             problems.add(problem.field, problem.message)
     return None
+
+
+def _loosely(text: str) -> Any:  # Any: JSON
+    """The JSON that a field holds, or its text: for fields that are ignored, or refused unless they change nothing."""
+    try:
+        return parse_json_field(text)
+    except ValueError:
+        return text
 
 
 def _whole(text: str) -> int:
@@ -140,6 +149,7 @@ def _named(text: str) -> str:
 _OF_REQUEST: Mapping[str, Callable[[str], Any]] = {  # Any: a field's value
     "model": str,
     "max_tokens": _whole,
+    "max_completion_tokens": _whole,
     "temperature": _number,
     "top_p": _number,
     "top_k": _whole,

@@ -12,14 +12,18 @@ from api.auth import Caller
 from api.batches.planning import MAX_ID_CHARS, Marks
 from api.batches.problems import Problems
 from api.batches.quotas import RowQuota
-from api.batches.rows import BatchDraft, Chunk, Row, encode_rows
-from api.bodies import JsonObject, parse_json_object, shorten
-from api.openai_requests import chat_request, embedding_request, plan_embedding
+from api.batches.rows import BatchDraft, Chunk, Row, encode_rows, refused_row
+from api.bodies import JsonObject, parse_json_object, parse_leniently, shorten
+from api.fields.chat import Surface
+from api.fields.others import EMBEDDING_LINE_TABLE
+from api.fields.reading import read_request, refused
+from api.openai_requests import embedding_request, plan_embedding
 from api.ratelimits import worst_tokens
 from api.submission import plan_job
 from models.catalog import Catalog
 from models.errors import FieldProblem, HeadraceError, ValidationFailed
 from models.routing import Router
+from models.storable import storable_text
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 MAX_LINE_BYTES = 4 << 20
@@ -31,7 +35,6 @@ _LINES_A_TURN = 10
 """Lines that are read before others have their turn on the event loop: some milliseconds' work."""
 
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
-_OF_BATCH = frozenset({"user", "team", "metadata", "priority", "expires_in", "max_cost_usd"})
 _MARK = b"\xef\xbb\xbf"
 
 Error = dict[str, Any]  # Any: JSON
@@ -75,7 +78,12 @@ def _stripped(line: bytes, number: int) -> bytes:
 
 
 class RequestReader:
-    """Reads one file. After the last chunk ``draft`` is complete, or ``errors`` says what is wrong."""
+    """Reads one file. After the last chunk ``draft`` is complete, or ``errors`` says what is wrong.
+
+    A line whose request would be refused as one of its own becomes a row that has failed, and the others run. A line
+    that cannot be told from others, or is not one of this batch, fails the file: not JSON, no custom id or one that
+    another line has, another method or url, no body. So does a file all of whose lines are refused.
+    """
 
     def __init__(self, draft: BatchDraft, catalog: Catalog, router: Router, quota: RowQuota | None = None) -> None:
         self._draft = draft
@@ -84,12 +92,15 @@ class RequestReader:
         self._catalog = catalog
         self._router = router
         self._caller = Caller(draft.tenant_id, draft.api_key_id, frozenset())
+        self._own = {"expires_in": int(draft.expires_in)}
         self._ids = Marks()
         self._routes: dict[Route, int] = {}
         self._models: set[str] = set()
         self._rows = 0
         self._wrong = 0
         self._told: list[Error] = []
+        self._refused = 0
+        self._refusals: list[Error] = []
 
     async def chunks(self, content: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
         """The rows to copy, until something is wrong with one; the rest of the file is then only looked at.
@@ -113,16 +124,22 @@ class RequestReader:
             if len(rows) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
                 yield encode_rows(self._draft.id, rows)
                 rows, size = [], 0
-        self._note_repeated()
-        if not self._rows and not self._wrong:
-            self._note("empty_file", "There are no requests in the file.", None, None)
-        if self._wrong:
-            raise ValidationFailed("The file cannot be used.")
+        self._check_whole()
         if self._quota is not None:
             await self._quota.take(self._rows, self._tokens)
         if rows:
             yield encode_rows(self._draft.id, rows)
         self._draft.model = self._models.pop() if len(self._models) == 1 else None
+
+    def _check_whole(self) -> None:
+        """Check what only the whole file shows; raises ValidationFailed if anything is wrong with it."""
+        self._note_repeated()
+        if not self._rows and not self._wrong:
+            self._note("empty_file", "There are no requests in the file.", None, None)
+        if self._wrong or self._rows == self._draft.refused_rows:
+            self._wrong += self._refused
+            self._told += self._refusals
+            raise ValidationFailed("The file cannot be used.")
 
     @property
     def errors(self) -> list[Error]:
@@ -144,38 +161,41 @@ class RequestReader:
             self._note("validation_failed", message, None, line.number)
             return None
         try:
-            custom_id, body = self._parse(line)
-            return self._plan(line.number, custom_id, body)
-        except HeadraceError as error:
-            problems = error.problems or (FieldProblem(error.param or "", error.detail),)
-            for problem in problems:
-                message = problem.message.replace("The request body", "The line").replace("line 1, column", "column")
-                self._note(error.code, message, problem.field or None, line.number)
-            return None
-
-    def _parse(self, line: Line) -> tuple[str, JsonObject]:
-        """A line's custom id and body; raises ValidationFailed."""
-        given = parse_json_object(line.content or b"")
+            given = parse_json_object(line.content)
+        except ValidationFailed as error:
+            return self._refuse_unread(line.number, line.content, error)
         problems = list(self._problems_of(given))
         custom_id = given.get("custom_id")
         if isinstance(custom_id, str):
             self._ids.take([custom_id], [line.number])
-        body = given.get("body")
-        if isinstance(body, dict):
-            problems += [
-                FieldProblem(f"body.{name}", "Send it with the batch, for all of its requests.")
-                for name in sorted(_OF_BATCH & body.keys())
-                if body[name] is not None
-            ]
-            if body.get("stream") not in (None, False):
-                problems.append(FieldProblem("body.stream", "The requests of a batch are not streamed."))
-        if problems or not isinstance(body, dict) or not isinstance(custom_id, str):
-            raise ValidationFailed(problems[0].message, problems=problems)
-        return custom_id, {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
+        if problems:
+            self._note_all(ValidationFailed(problems[0].message, problems=problems), line.number)
+            return None
+        try:
+            return self._plan(line.number, given)
+        except HeadraceError as error:
+            return self._refuse(line.number, given["custom_id"], error)
+
+    def _refuse_unread(self, number: int, content: bytes, error: ValidationFailed) -> Row | None:
+        """The row of a line that cannot be kept as it is, if it can be told by its custom id; else it is noted."""
+        given = parse_leniently(content)
+        custom_id = str(given.get("custom_id"))
+        if next(self._problems_of(given), None) is None and storable_text(custom_id) == custom_id:
+            self._ids.take([custom_id], [number])
+            return self._refuse(number, custom_id, _of_body(error))
+        self._note_all(error, number)
+        return None
+
+    def _refuse(self, number: int, custom_id: str, error: HeadraceError) -> Row:
+        """The row of a request that will not run; the others of the file do."""
+        self._draft.refused_rows += 1
+        for problem in error.problems or (FieldProblem(error.param or "", error.detail),):
+            self._refused += 1
+            if len(self._refusals) < MOST_TOLD:
+                self._refusals.append(error_of(error.code, problem.message, problem.field or None, number))
+        return refused_row(self._rows, number, custom_id, error)
 
     def _problems_of(self, given: JsonObject) -> Iterator[FieldProblem]:
-        for name in sorted(given.keys() - _KEYS):
-            yield FieldProblem(shorten(name), "There is no such field.")
         custom_id = given.get("custom_id")
         if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_ID_CHARS:
             yield FieldProblem("custom_id", f"Send a string of 1 to {MAX_ID_CHARS} characters.")
@@ -186,11 +206,15 @@ class RequestReader:
         if not isinstance(given.get("body"), dict):
             yield FieldProblem("body", "Send a JSON object.")
 
-    def _plan(self, number: int, custom_id: str, body: JsonObject) -> Row:
-        """The row of a request, as a job of its own would be planned."""
+    def _plan(self, number: int, given: JsonObject) -> Row:
+        """The row of a request, as a job of its own would be planned; raises HeadraceError."""
+        if unknown := given.keys() - _KEYS:
+            name = shorten(min(unknown))
+            raise refused([FieldProblem(name, "There is no such field of a line.")])
+        body = given["body"]
         if self._draft.endpoint == EMBEDDINGS:
             job = plan_embedding(
-                embedding_request(body),
+                embedding_request(body, EMBEDDING_LINE_TABLE),
                 self._caller,
                 self._catalog,
                 None,
@@ -198,7 +222,7 @@ class RequestReader:
                 expires_in=self._draft.expires_in,
             )
         else:
-            request = chat_request({**body, "expires_in": int(self._draft.expires_in)})
+            request = read_request(body, Surface.LINE, self._own)
             job = plan_job(request, self._caller, self._catalog, None, self._router)
         self._models.add(job["model"])
         if self._quota is not None:
@@ -207,7 +231,7 @@ class RequestReader:
         return Row(
             number=self._rows,
             line=number,
-            custom_id=custom_id,
+            custom_id=given["custom_id"],
             route=place,
             request=job["request"],
             reserved_usd=job["reserved_usd"],
@@ -233,6 +257,10 @@ class RequestReader:
             for problem in error.problems:
                 self._note("duplicate_custom_id", problem.message, "custom_id", problem.line)
 
+    def _note_all(self, error: ValidationFailed, line: int) -> None:
+        for problem in error.problems:
+            self._note(error.code, _of_line(problem.message), problem.field or None, line)
+
     def _note(self, code: str, message: str, param: str | None, line: int | None) -> None:
         self._wrong += 1
         if len(self._told) < 2 * MOST_TOLD:
@@ -242,6 +270,20 @@ class RequestReader:
 def error_of(code: str, message: str, param: str | None, line: int | None) -> Error:
     """An entry of a batch's ``errors``."""
     return {"code": code, "message": message, "param": param, "line": line}
+
+
+def _of_body(error: ValidationFailed) -> ValidationFailed:
+    """What is wrong with a line as what is wrong with the body in it."""
+    problems = [
+        FieldProblem(problem.field.removeprefix("body."), _of_line(problem.message)) for problem in error.problems
+    ]
+    param = None if error.param is None else error.param.removeprefix("body.")
+    return ValidationFailed(_of_line(error.detail), param=param, problems=problems)
+
+
+def _of_line(message: str) -> str:
+    """A sentence about a request's body as one about a line."""
+    return message.replace("The request body", "The line").replace("line 1, column", "column")
 
 
 def _digest(place: int, request: JsonObject) -> bytes:

@@ -18,15 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection as SqlConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.reserving import budget_exceeded
+from models.batch import REFUSED_ROUTE
 from models.budget import OPEN_PERIODS
 from models.database import Params, dump_json, fetch_all, fetch_one, transaction
-from models.errors import CostCapExceeded, FieldProblem, Unavailable, ValidationFailed
+from models.errors import CostCapExceeded, FieldProblem, HeadraceError, Unavailable, ValidationFailed
 from models.ids import new_id
 from models.intake import (
     ABANDON_INTAKE,
     BEGIN_BATCH,
     BEGIN_INTAKE,
     COPY_ROWS,
+    COUNT_REFUSED,
     END_INTAKE,
     FLUSH_LATER,
     FORGET_INTAKE,
@@ -40,6 +42,7 @@ from models.intake import (
 )
 from models.pricing import as_wire
 from models.reservation import ADD_RESERVED, LOCK_BALANCES, RECORD_JOBS, Balance, Refusal, balances_by_payer
+from models.storable import MAX_MESSAGE, storable_text
 from models.wakeups import DUE, Wakeups
 
 MAX_PROBLEMS = 100
@@ -82,13 +85,15 @@ class BatchDraft:
     max_cost_usd: Decimal | None = None
     idempotency_key: str | None = None
     request_hash: str | None = None
+    refused_rows: int = 0
 
 
 @dataclass(slots=True)
 class Row:
     """A row to write; ``number`` counts from 1, ``line`` is where it begins in its file.
 
-    It has ``cells`` for the batch's template, or a ``request`` of its own. ``digest`` tells equal requests.
+    It has ``cells`` for the batch's template, or a ``request`` of its own (:func:`refused_row` makes one that never
+    runs). ``digest`` tells equal requests.
     """
 
     number: int
@@ -99,6 +104,18 @@ class Row:
     request: Mapping[str, Any] | None = None  # Any: JSON
     reserved_usd: Decimal = Decimal(0)
     digest: bytes | None = None
+
+
+def refused_row(number: int, line: int, custom_id: str, error: HeadraceError) -> Row:
+    """A row that has failed from the beginning: its answer is what a request of its own would have been told."""
+    refusal = {
+        "code": error.code,
+        "message": storable_text(error.detail, MAX_MESSAGE),
+        "param": None if error.param is None else storable_text(error.param, MAX_MESSAGE),
+        "retryable": False,
+        "status": error.status,
+    }
+    return Row(number, line, custom_id, REFUSED_ROUTE, request={"refused": refusal})
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +290,8 @@ async def _begin(engine: AsyncEngine, intake: Params, draft: BatchDraft, total: 
         record = BEGIN_BATCH if draft.waits else INSERT_BATCH
         if (await connection.execute(record, _columns(draft, total, reserved, periods))).first() is None:
             raise _Gone
+        if draft.refused_rows:
+            await connection.execute(COUNT_REFUSED, {"id": draft.id, "rows": draft.refused_rows})
 
 
 async def _sweep_earlier(engine: AsyncEngine, batch_id: UUID) -> None:

@@ -41,7 +41,7 @@ def batch_to_wire(row: Row, now: float | None = None) -> Resource:
     batch_id = to_wire(BATCH, row["id"])
     counts = _counts(row)
     done = counts["total"] - counts["queued"] - counts["in_progress"]
-    speed = _rows_per_s(row, done)
+    speed = _rows_per_s(row, done - int(row["refused"]))
     left = counts["total"] - done
     times = {name: _unix(row[name]) for name in _TIMES}
     goes_on = row["status"] == "in_progress" and left and speed

@@ -13,6 +13,8 @@ from api.auth import Caller
 from api.batches.results import openai_lines
 from api.bodies import shorten
 from api.deps import CallerDep, FileId, Services, ServicesDep, services_of
+from api.fields.others import FILE_TABLE
+from api.fields.table import Does
 from api.filestore import Upload, file_resource, stored_chunks
 from api.multipart import FileBegins, FormField, documented_form, form_pieces
 from api.openapi import answer, refusals
@@ -24,7 +26,6 @@ from models.file import DELETE_FILE, LIST_FILES, SELECT_FILE, SELECT_STORED
 from models.ids import FILE, from_wire, to_wire
 from models.plans import Plan
 
-_FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 _FORM = documented_form(
     ["file", "purpose"],
     {
@@ -94,7 +95,7 @@ async def _receive(request: Request, services: Services, caller: Caller, upload:
                     raise _no_room(services.limiter.plan(caller.plan) or Plan())
                 await upload.write(piece)
             case FormField(name, value):
-                _require(name in _FIELDS, name, "There is no such field.")
+                _require(name != "file" and _path(name) in FILE_TABLE, name, "There is no such field.")
                 fields[name] = value
                 _check_purpose(fields)
             case FileBegins(name, filename):
@@ -163,7 +164,14 @@ async def get_content(services: ServicesDep, caller: CallerDep, file_id: FileId)
 
 def _check_purpose(fields: dict[str, str]) -> None:
     purpose = fields.get("purpose", "batch")
-    _require(purpose == "batch", "purpose", f"{shorten(purpose)!r} is not supported; files are for purpose `batch`.")
+    row = FILE_TABLE.get(f"purpose={purpose}")
+    said = f"{shorten(purpose)!r} is not supported; files are for purpose `batch`." if row is None else row.note
+    _require(row is not None and row.does is Does.USED, "purpose", said)
+
+
+def _path(name: str) -> str:
+    """The path of a form's field in the table: ``expires_after.anchor`` for ``expires_after[anchor]``."""
+    return name.replace("[", ".").removesuffix("]")
 
 
 def _expiry(fields: dict[str, str]) -> int | None:

@@ -10,8 +10,9 @@ from api.batches.windows import window_seconds
 from api.bodies import JsonObject, read_json_object
 from api.deps import services_of
 from api.errors import validation_failed
+from api.fields.others import BATCH_TABLE
+from api.fields.reading import refused, settle
 from api.idempotency import KEY_HEADER, batch_of_key, check_key, digest_of
-from api.openai_requests import refused
 from api.openapi import answer, body_of, refusals
 from api.routes.batches import batch_response
 from api.routes.jobs import DirectRoute
@@ -70,8 +71,11 @@ async def create_batch(request: Request) -> Response:
 
 
 def _parse(body: JsonObject) -> BatchRequest:
+    given, problems = settle(body, BATCH_TABLE)
+    if problems:
+        raise refused(problems)
     try:
-        wanted = BatchRequest.model_validate({name: value for name, value in body.items() if value is not None})
+        wanted = BatchRequest.model_validate(given)
     except ValidationError as error:
         raise validation_failed(error.errors(include_url=False, include_input=False)) from None
     if window_seconds(wanted.completion_window) is None:

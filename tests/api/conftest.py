@@ -11,13 +11,14 @@ import httpx
 import psycopg
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from api.settings import ApiSettings
-from models.database import create_engine, migrate
+from models.database import create_engine, fetch_all, migrate
 from models.wakeups import Wakeups
 from tests.api.acting import Clock, Tenant, Worker, new_tenant, serving
 
@@ -82,9 +83,11 @@ async def app(settings: ApiSettings) -> AsyncIterator[FastAPI]:
 
 
 @pytest.fixture
-async def tenant(engine: AsyncEngine) -> Tenant:
-    """A tenant that nobody else has heard of."""
-    return await new_tenant(engine)
+async def tenant(engine: AsyncEngine) -> AsyncIterator[Tenant]:
+    """A tenant that nobody else has heard of; its batches end with the test, so that no other test feeds them."""
+    tenant = await new_tenant(engine)
+    yield tenant
+    await fetch_all(engine, text("UPDATE batches SET status = 'cancelled' WHERE tenant_id = :id"), {"id": tenant.id})
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from api.bodies import MAX_INTEGER, MIN_INTEGER, parse_json_object
 from models.database import NotStorable, dump_json
 from models.errors import ValidationFailed
 from tests.api.acting import Json, code_of
-from tests.api.test_openai_batches import create, line, upload
+from tests.api.test_openai_batches import create, line, results, upload
 
 pytestmark = pytest.mark.anyio
 
@@ -112,12 +112,56 @@ async def test_the_widest_integers_are_kept_to_the_last_digit(client: httpx.Asyn
         assert response.status_code == 202
 
 
-async def test_a_line_with_such_an_integer_is_told_by_line_and_field(client: httpx.AsyncClient) -> None:
-    file_id = await upload(client, [line("a"), line("b", response_format=schema_with(WIDE)), line("c", seed=-WIDE)])
-    batch = (await create(client, file_id)).json()
-    assert batch["status"] == "failed"
+async def test_a_line_with_such_an_integer_is_an_error_line_with_its_field(client: httpx.AsyncClient) -> None:
+    lines = [line("a"), line("b", response_format=schema_with(WIDE)), line("c", seed=-WIDE)]
+    batch = (await create(client, await upload(client, lines))).json()
+    assert batch["request_counts"] == {"total": 3, "completed": 0, "failed": 2}
+    told = [(row["custom_id"], row["error"]["code"], row["error"]["param"]) for row in await results(client, batch)]
+    assert told == [("b", "validation_failed", PATH), ("c", "validation_failed", "seed")]
+
+
+async def test_a_file_of_such_lines_alone_fails_with_each_line(client: httpx.AsyncClient) -> None:
+    batch = (await create(client, await upload(client, [line("b", seed=WIDE), line("c", seed=-WIDE)]))).json()
     told = [(error["line"], error["param"], error["code"]) for error in batch["errors"]["data"]]
-    assert told == [(2, f"body.{PATH}", "validation_failed"), (3, "body.seed", "validation_failed")]
+    assert batch["status"] == "failed"
+    assert told == [(1, "seed", "validation_failed"), (2, "seed", "validation_failed")]
+
+
+NASTY_LINES = {
+    "a number that is none": '"temperature": NaN',
+    "an endless number": '"temperature": Infinity',
+    "a number too large": '"temperature": 1e999',
+    "a number of many digits": f'"seed": {"9" * 5000}',
+    "a lone surrogate": '"user": "\\ud800"',
+    "a character that cannot be stored": '"stop": "\\u0000"',
+    "a key that comes twice": '"seed": 1, "seed": 2',
+    "a huge key": f'"{"k" * 100_000}": 1',
+    "many keys": ", ".join(f'"k{number}": 1' for number in range(1100)),
+    "deep nesting": f'"metadata": {"[" * 100}{"]" * 100}',
+}
+
+
+@pytest.mark.parametrize("name", NASTY_LINES)
+async def test_a_line_that_cannot_be_kept_is_an_error_line_and_the_others_run(
+    client: httpx.AsyncClient, name: str
+) -> None:
+    nasty = json.dumps(line("nasty")).removesuffix("}}") + f", {NASTY_LINES[name]}}}}}"
+    content = f"{json.dumps(line('a'))}\n{nasty}\n{json.dumps(line('b'))}".encode()
+    form = {"purpose": "batch"}
+    file = (await client.post("/v1/files", files={"file": ("rows.jsonl", content)}, data=form)).json()
+    batch = (await create(client, file["id"])).json()
+    assert (batch["status"], batch["request_counts"]) == ("in_progress", {"total": 3, "completed": 0, "failed": 1})
+    (row,) = await results(client, batch)
+    assert (row["custom_id"], row["status"], row["error"]["code"]) == ("nasty", "failed", "validation_failed")
+    assert len(row["error"]["message"]) < 1000
+
+
+@pytest.mark.parametrize("name", NASTY_LINES)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/chat/completions", "/v1/embeddings"])
+async def test_such_a_body_is_refused(client: httpx.AsyncClient, path: str, name: str) -> None:
+    body = json.dumps(line("a")["body"]).removesuffix("}") + f", {NASTY_LINES[name]}}}"
+    response = await client.post(path, content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, code_of(response)) in ((422, "validation_failed"), (413, "payload_too_large"))
 
 
 @pytest.mark.parametrize(

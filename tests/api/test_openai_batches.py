@@ -46,6 +46,12 @@ async def create(client: httpx.AsyncClient, file_id: str, **fields: object) -> h
     return await client.post("/v1/batches", json=wanted)
 
 
+async def results(client: httpx.AsyncClient, batch: Json) -> list[Json]:
+    """What is known of a batch's rows that have an end."""
+    response = await client.get(batch["results_url"], params={"format": "jsonl"})
+    return [json.loads(found) for found in response.text.splitlines()]
+
+
 async def budget(client: httpx.AsyncClient, limit_usd: str) -> None:
     wanted = {"scope": "tenant", "window": "total", "limit_usd": limit_usd}
     assert (await client.put("/v1/budgets", json=wanted)).is_success

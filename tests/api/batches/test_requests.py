@@ -151,17 +151,32 @@ async def test_every_problem_is_told_with_its_line(catalog: Catalog) -> None:
         ("model_not_found", "model", 5),
         ("validation_failed", "custom_id", 6),
         ("duplicate_custom_id", "custom_id", 7),
-        ("validation_failed", "body.user", 8),
-        ("validation_failed", "body.stream", 8),
+        ("validation_failed", "stream", 8),
+        ("validation_failed", "user", 8),
         ("context_length_exceeded", "messages", 9),
-        ("validation_failed", "extra", 10),
         ("validation_failed", "method", 10),
         ("validation_failed", "url", 10),
-        ("validation_failed", "messages.0.content", 11),
+        ("validation_failed", "messages.0.content.0.type", 11),
         ("validation_failed", "body", 12),
         ("validation_failed", "max_completion_tokens", 13),
     ]
     assert "line 1" not in reading.reader.errors[0]["message"]
+
+
+async def test_token_ids_in_one_line_of_embeddings_refuse_that_line(catalog: Catalog) -> None:
+    given = {"a": "text", "ids": [1, 2, 3], "lists": [[1, 2], [3]], "empty": ["x", ""], "mixed": ["x", 1.5]}
+    lines = [line(name, EMBEDDINGS, model="vectors", input=value) for name, value in given.items()]
+    reading = await Reading(catalog, endpoint=EMBEDDINGS).read([*lines, line("u", EMBEDDINGS, input="x", user="u")])
+    told = {row[3]: json.loads(row[6])["refused"] for row in reading.rows if row[4] == "-1"}
+    assert reading.draft.refused_rows == 5
+    assert {name: refusal["param"] for name, refusal in told.items()} == {
+        "ids": "input",
+        "lists": "input",
+        "empty": "input.1",
+        "mixed": "input.1",
+        "u": "user",
+    }
+    assert "check_embedding_ctx_length=False" in told["ids"]["message"]
 
 
 async def test_of_very_many_problems_the_first_are_told_and_the_rest_counted(catalog: Catalog) -> None:
