@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.deps import CallerDep, Services, ServicesDep
 from api.openapi import answer, refusals
-from api.responses import json_response
+from api.responses import json_response, listed
 from api.schemas.models import ModelList, ModelResource
 from models.catalog import AUTO, LLM
 from models.database import read_all
@@ -32,7 +32,7 @@ async def list_models(services: ServicesDep, caller: CallerDep) -> Response:
     """List every LLM, every tier and `auto`; for local LLMs, what each worker has loaded of them."""
     loaded = await _loaded(services)
     data = [_llm(services, name, loaded) for name in services.catalog.llms] + _choosers(services)
-    return json_response({"object": "list", "data": data})
+    return json_response(listed(data, len(data)))
 
 
 @router.get("/v1/models/{model:path}", responses={200: answer("The model.", ModelResource), **refusals(404)})

@@ -132,9 +132,9 @@ class Speaker:
         channel, attempt = self.claimed["request"]["stream"], self.claimed["attempt_id"].hex
         self._write = self.sender.writer(channel, self.claimed["job_id"].hex, attempt, "alone")
 
-    async def end(self, job: Json, text: str, **columns: Any) -> None:
+    async def end(self, job: Json, text: str, finish_reason: str = "stop", **columns: Any) -> None:
         """End the job with its whole answer."""
-        result = {"text": text, "finish_reason": "stop", "model": "alone"}
+        result = {"text": text, "finish_reason": finish_reason, "model": "alone"}
         await self.worker.finish(self.claimed, llm="alone", result=result, **columns)
         self.worker.announce(job)
 

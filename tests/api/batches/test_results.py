@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from openai.types.chat import ChatCompletion
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.results import PAGE_BYTES, PAGE_ROWS, Order, csv_results, harmless, jsonl_results, openai_lines
@@ -17,6 +18,7 @@ from models.ids import new_id
 from models.pricing import Usage
 from models.results import OUTPUT_BYTES, SELECT_SHEET
 from tests.batches import new_batch
+from tests.openai_types import check
 from tests.stack import Database
 
 pytestmark = pytest.mark.anyio
@@ -181,6 +183,7 @@ async def test_output_and_error_files_have_openais_lines_and_the_size_that_is_to
     body = output["response"].pop("body")
     assert body["choices"][0]["message"] == {"role": "assistant", "content": 'said "é\t', "refusal": None}
     assert body["usage"] == Usage(3, 4).as_openai()
+    check(ChatCompletion, body)
     assert output["response"].pop("request_id").startswith("req_")
     assert output["id"].startswith("batch_req_")
     assert (output["custom_id"], output["response"], output["error"]) == ("r1", {"status_code": 200}, None)
