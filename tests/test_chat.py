@@ -70,7 +70,7 @@ def test_what_becomes_of_a_chat_that_does_not_go_straight_on(running: Running) -
     a_stream_is_refused_as_anything_is(running)
 
 
-def test_signs_of_life_reach_a_client_and_disturb_it_in_nothing(beating: Running) -> None:
+def test_a_client_gets_signs_of_life_or_waits_in_pieces(beating: Running) -> None:
     """BerriAI/litellm#34374, #34819, #37322: a silent stream is cut by whoever stands between."""
     body = {"model": "late", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     headers = {"authorization": f"Bearer {beating.key}"}
@@ -85,6 +85,12 @@ def test_signs_of_life_reach_a_client_and_disturb_it_in_nothing(beating: Running
     with pytest.raises(openai.APIError) as caught:
         list(_stream(beating, "late-and-broken", "hi"))
     assert caught.value.code == "overloaded"
+    keyed = {"idempotency-key": "in pieces", "prefer": "wait=1"}
+    hello: Any = [{"role": "user", "content": "in pieces"}]  # Any: the client's union
+    client = beating.client.with_options(max_retries=5)
+    answer = client.chat.completions.create(model="late", messages=hello, extra_headers=keyed)
+    assert answer.choices[0].message.content == "one\u2028two"
+    beating.wait_for_status("in pieces", "completed")  # one job
     stream = _stream(beating, "slow", "silence")
     stream.close()
     beating.wait_for_status("silence", "cancelled")

@@ -42,7 +42,8 @@ _REFUSED = refusals(400, 402, 404, 413, 415, 422, 429, 502, 504)
     },
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Submit a job and wait for it; with `stream`, the answer comes as it is made. Hanging up cancels the job."""
+    """Submit a job and wait for it; with `stream`, the answer comes as it is made. Hanging up cancels the job,
+    unless the request has an Idempotency-Key."""
     services = services_of(request)
     caller = await services.authenticator.authenticate(request)
     key = check_key(request.headers.get("idempotency-key"))
