@@ -18,6 +18,7 @@ from api.deps import Services
 from api.edge import Edge, Traffic
 from api.errors import install_error_handlers
 from api.health import Health
+from api.hints import Paths
 from api.openapi import DocumentedApp
 from api.pools import Pools, split
 from api.ratelimits import RateLimiter
@@ -48,6 +49,20 @@ from models.shared import Shared
 from models.startup import ending_in_one_line, require_stores
 from models.telemetry import configure_logging
 from models.wakeups import Wakeups
+
+_ROUTES = (
+    jobs,
+    health,
+    budgets,
+    usage,
+    models,
+    files,
+    openai,
+    batch_results,
+    openai_batches,
+    batches,
+    uploads,
+)
 
 _NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -85,21 +100,11 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.add_middleware(Edge, traffic=traffic)
     install_error_handlers(app)
     jobs.install_submission(app)
-    for module in (
-        jobs,
-        health,
-        budgets,
-        usage,
-        models,
-        files,
-        openai,
-        batch_results,
-        openai_batches,
-        batches,
-        uploads,
-    ):
+    for module in _ROUTES:
         app.include_router(module.router)
     docs.install_docs(app)
+    included = [route for module in (*_ROUTES, docs) for route in module.router.routes]
+    app.state.paths = Paths([*app.router.routes, *included])
     return app
 
 

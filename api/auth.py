@@ -10,6 +10,7 @@ from cachetools import TLRUCache
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
+from api.hints import missing_key, wrong_key
 from models.account import find_key
 from models.errors import InvalidApiKey
 
@@ -50,7 +51,7 @@ class Authenticator:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
-            raise InvalidApiKey("Send your API key as `Authorization: Bearer hr_...`.")
+            raise InvalidApiKey(missing_key(request.headers, request.query_params))
         if len(key) > _MAX_KEY_LENGTH:
             raise InvalidApiKey("The API key is not one of this service.")
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
@@ -59,7 +60,7 @@ class Authenticator:
         except KeyError:
             caller = await self._ask(digest, key)
         if caller is None:
-            raise InvalidApiKey("The API key is unknown, revoked or expired.")
+            raise InvalidApiKey(wrong_key(key))
         return caller
 
     async def _ask(self, digest: bytes, key: str) -> Caller | None:

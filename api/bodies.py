@@ -231,9 +231,27 @@ def shorten(text: str, length: int = 64) -> str:
 def _check_media_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "")
     if content_type != "application/json" and content_type.partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaType("Send the body as application/json.")
+        raise UnsupportedMediaType(_wrong_media_type(content_type))
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("Compressed request bodies are not accepted; send it without Content-Encoding.")
+
+
+def _wrong_media_type(content_type: str) -> str:
+    """What to say of a body that must be JSON and does not come as such."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if not kind:
+        return "Send the body as application/json: there is no Content-Type."
+    if kind == "application/x-www-form-urlencoded":
+        return (
+            "Send the body as application/json: it came as a form, as curl's -d sends it without"
+            " -H 'Content-Type: application/json'."
+        )
+    if kind == "multipart/form-data":
+        return (
+            "Send the body as application/json: it came as a form, which only POST /v1/files and"
+            " POST /v1/batches/upload take."
+        )
+    return f"Send the body as application/json: it came as {shorten(kind)}."
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

@@ -33,7 +33,8 @@ class Traffic:
 
 
 class Edge:
-    """Pure ASGI: adds ``X-Request-Id``, counts the traffic, and turns an unforeseen exception into a 500."""
+    """Pure ASGI: adds ``X-Request-Id``, counts the traffic, answers HEAD, and turns an unforeseen exception into a
+    500."""
 
     def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self._app = app
@@ -46,6 +47,9 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # answered as GET is, without the body
+            scope = {**scope, "method": "GET"}
         request_id = f"{self._prefix}{next(self._numbers):08x}".encode()
         started = perf_counter()
         status = 0
@@ -55,6 +59,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:

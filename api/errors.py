@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api.bodies import shorten
+from api.hints import Paths, not_allowed
 from models.database import DatabaseFailure, NotStorable, classify, is_unstorable
 from models.errors import FieldProblem, HeadraceError, InvalidApiKey, Unavailable, ValidationFailed
 
@@ -119,11 +120,19 @@ def refusal_response(error: HeadraceError) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
-    detail = f"There is nothing at {shorten(request.url.path)}." if error.status_code == 404 else str(error.detail)
-    if error.status_code == 405:
-        detail = f"{request.method} is not possible here."
+    detail, headers = str(error.detail), dict(error.headers or {})
+    paths: Paths = request.app.state.paths
+    path = request.url.path
+    if error.status_code == 404:
+        detail = paths.not_found(request.method, path)
+    elif error.status_code == 405:
+        methods = paths.methods(path)
+        headers["allow"] = ", ".join(methods) or headers.get("allow", "")
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+        detail = not_allowed(request.method, path, methods)
     code = _CODES.get(error.status_code, title.lower().replace(" ", "_"))
-    return problem_response(error.status_code, code, title, detail, headers=error.headers)
+    return problem_response(error.status_code, code, title, detail, headers=headers)
 
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:

@@ -23,7 +23,7 @@ def job_resource(row: Row, now: datetime | None = None) -> Resource:
     """The job resource of a row of SELECT_JOB."""
     status = JobStatus(row["status"])
     finished = status in TERMINAL
-    usage = Usage(row["input_tokens"], row["output_tokens"])
+    usage = usage_of(row)
     job_id = to_wire(JOB, row["id"])
     return {
         "id": job_id,
@@ -52,6 +52,14 @@ def job_resource(row: Row, now: datetime | None = None) -> Resource:
         "team": row["team"],
         "metadata": row["labels"],
     }
+
+
+def usage_of(row: Row) -> Usage:
+    """What a job has used: the tokens of all its attempts, with their details."""
+    cached, reasoning = (
+        sum(attempt[name] for attempt in row["attempts"] or ()) for name in ("cached_input_tokens", "reasoning_tokens")
+    )
+    return Usage(row["input_tokens"], row["output_tokens"], cached, reasoning)
 
 
 def page(rows: Sequence[Row], limit: int) -> Resource:

@@ -72,10 +72,18 @@ async def form_pieces(request: Request, max_bytes: int) -> AsyncIterator[FormPie
     reader.require_end()
 
 
+def _wrong_media_type(kind: bytes) -> str:
+    what = "Send the body as multipart/form-data, with the file in the field `file`"
+    if kind == b"multipart/form-data":
+        return f"{what}: its Content-Type has no boundary; leave that header to the HTTP client."
+    came = f"as {shorten(kind.decode('latin-1'))}" if kind else "without a Content-Type"
+    return f"{what}: it came {came}."
+
+
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise UnsupportedMediaType("Send the body as multipart/form-data.")
+        raise UnsupportedMediaType(_wrong_media_type(kind))
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("Compressed request bodies are not accepted; send it without Content-Encoding.")
     return options[b"boundary"]

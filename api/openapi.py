@@ -50,6 +50,42 @@ _WRITTEN: tuple[type[BaseModel], ...] = (
 _PUBLIC = ("/livez", "/readyz")
 _PUBLIC_IN_PART = ("/health", "/metrics")
 
+SUMMARIES = {
+    "POST /v1/jobs": "Submit a job",
+    "GET /v1/jobs": "List jobs",
+    "GET /v1/jobs/{job_id}": "Read a job",
+    "GET /status/{job_id}": "Read a job at the address that its submission gave",
+    "POST /v1/jobs/{job_id}/cancel": "Cancel a job",
+    "POST /v1/chat/completions": "Answer a chat, whole or as a stream",
+    "POST /v1/embeddings": "Turn texts into vectors",
+    "GET /v1/models": "List what a job's `model` may name",
+    "GET /v1/models/{model}": "Read a model",
+    "POST /v1/files": "Upload a file for a batch",
+    "GET /v1/files": "List files",
+    "GET /v1/files/{file_id}": "Read what is known of a file",
+    "DELETE /v1/files/{file_id}": "Delete a file",
+    "GET /v1/files/{file_id}/content": "Download a file",
+    "POST /v1/batches": "Make a batch of an uploaded file",
+    "POST /v1/batches/upload": "Make a batch of a table and a prompt",
+    "GET /v1/batches": "List batches",
+    "GET /v1/batches/{batch_id}": "Read a batch",
+    "GET /v1/batches/{batch_id}/results": "Download the results of a batch so far",
+    "POST /v1/batches/{batch_id}/pause": "Pause a batch",
+    "POST /v1/batches/{batch_id}/resume": "Resume a paused batch",
+    "POST /v1/batches/{batch_id}/cancel": "Cancel a batch",
+    "POST /v1/batches/{batch_id}/retry": "Run the rows of a batch again that have no answer",
+    "PUT /v1/budgets": "Create or change a budget",
+    "GET /v1/budgets": "List budgets",
+    "GET /v1/budgets/{budget_id}": "Read a budget",
+    "DELETE /v1/budgets/{budget_id}": "Delete a budget",
+    "GET /v1/usage": "Read what was used and what it cost",
+    "GET /livez": "Tell whether this process answers",
+    "GET /readyz": "Tell whether this process can serve",
+    "GET /health": "Tell the state of every part",
+    "GET /metrics": "Read metrics for Prometheus",
+}
+"""What each operation does, in a few words; each is another."""
+
 _REFUSALS = {
     400: "The LLM's provider refuses the request: `provider_rejected`, `context_length_exceeded`, `content_filtered`.",
     401: "The API key is missing, unknown or revoked: `invalid_api_key`.",
@@ -77,6 +113,7 @@ class DocumentedApp(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             _drop_foreign_refusals(document)
+            _summarize(document)
             components = document.setdefault("components", {})
             components["schemas"] = {**components.get("schemas", {}), **_schemas()}
             components["securitySchemes"] = {
@@ -139,6 +176,13 @@ def _drop_foreign_refusals(document: Document) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document.get("components", {}).get("schemas", {}).pop(name, None)
+
+
+def _summarize(document: Document) -> None:
+    """Replace the summaries that FastAPI makes of functions' names."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            operation["summary"] = SUMMARIES.get(f"{method.upper()} {path}", operation["summary"])
 
 
 def _schemas() -> Document:

@@ -24,6 +24,13 @@ class ApiSettings(StoreSettings, CatalogSettings):
         le=86_400,
         description="The longest that a chat completion or embedding is waited for; its job goes on after that.",
     )
+    stream_heartbeat_s: float = Field(
+        default=15.0,
+        ge=0,
+        le=3600,
+        description="Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead;"
+        " errors are events from then on. 0: never.",
+    )
     max_batch_rows: int = Field(
         default=5_000_000, ge=1, le=50_000_000, description="Uploaded files with more rows are refused with 422."
     )

@@ -87,6 +87,16 @@ class Usage:
             wire["estimated"] = True
         return wire
 
+    def as_openai(self) -> dict[str, object]:
+        """The ``usage`` of OpenAI's chat completions, whose details are there also where they are 0."""
+        return {
+            "prompt_tokens": self.input_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_input_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
 
 def cost_of(usage: Usage, price: Price) -> Decimal:
     """Priced usage, in USD with twelve decimals."""

@@ -4,6 +4,8 @@ JSONL, and for CSV (an array of cells). Of each row the answer of its latest rou
 A row has a result once its job has ended, or once its batch has ended without running it; a row that was refused has
 one from the beginning. A row that shares another's
 answer (``same_as``) used nothing and cost nothing.
+
+A line of JSON holds no character that any client splits lines at (:data:`LINE_SEPARATORS`).
 """
 
 from sqlalchemy import TextClause, text
@@ -17,13 +19,34 @@ _STATUS_CODE = (
     + " ELSE 500 END)"
 )
 
+LINE_SEPARATORS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""The characters at which ``str.splitlines`` and others split a text and that JSON may hold as they are, with their
+escapes. JSON escapes the other ones (line feed, carriage return, VT, FF, U+001C to U+001E) anyway."""
+
+
+def _one_line(json: str) -> str:
+    """SQL: a JSON value as text without line separators, which can only stand in its strings."""
+    line = f"({json})::text"
+    for separator, escape in LINE_SEPARATORS.items():
+        line = f"replace({line}, chr({ord(separator)}), '{escape}')"
+    return line
+
+
 _USAGE = """json_build_object(
         'prompt_tokens', input_tokens, 'completion_tokens', output_tokens,
-        'total_tokens', input_tokens::bigint + output_tokens)"""
+        'total_tokens', input_tokens::bigint + output_tokens,
+        'prompt_tokens_details', json_build_object('cached_tokens', cached_tokens),
+        'completion_tokens_details', json_build_object('reasoning_tokens', reasoning_tokens))"""
+
+_DETAILS = """SELECT coalesce(sum(cached_input_tokens), 0) AS cached_tokens,
+               coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens
+        FROM attempts WHERE job_id = j.id"""
+"""SQL: the details of what a job ``j`` used, of all its attempts, as its tokens are."""
 
 _CHAT = f"""json_build_object(
         'id', 'chatcmpl-' || replace(job_id::text, '-', ''), 'object', 'chat.completion',
         'created', extract(epoch FROM finished_at)::bigint, 'model', result ->> 'model',
+        'service_tier', 'default', 'system_fingerprint', NULL,
         'choices', json_build_array(json_build_object(
             'index', 0,
             'message', json_build_object('role', 'assistant', 'content', result ->> 'text', 'refusal', NULL),
@@ -41,15 +64,18 @@ _BODY = f"CASE WHEN result ? 'embeddings' THEN {_EMBEDDINGS} ELSE {_CHAT} END"
 """SQL: the answer of a completed job in OpenAI's form, from job_id, finished_at, result and the tokens."""
 
 SELECT_ANSWER = text(f"""
-    SELECT {_BODY}::text AS body
-    FROM (SELECT id AS job_id, finished_at, result, input_tokens, output_tokens FROM jobs
-          WHERE id = :id AND tenant_id = :tenant_id AND status = 'completed') j
+    SELECT status, error, CASE WHEN status = 'completed' THEN {_BODY}::text END AS body
+    FROM (SELECT id AS job_id, status, error, finished_at, result, input_tokens, output_tokens,
+                 cached_tokens, reasoning_tokens
+          FROM jobs j LEFT JOIN LATERAL ({_DETAILS} AND j.status = 'completed') u ON true
+          WHERE id = :id AND tenant_id = :tenant_id) j
 """)
-"""The answer of a tenant's completed job as OpenAI's clients expect it."""
+"""The state of a tenant's job and, once it is completed, its answer as OpenAI's clients expect it."""
 
 _COST = usd_text("(coalesce(j.cost_usd, 0) + coalesce(j.cost_rest_usd, 0))")
 
 # Each row's job is looked up by itself (LIMIT): a join planned as a whole would read the batch for every page of it.
+# Attempts are looked up only in a batch in which some attempt had cached or reasoning tokens.
 _ANSWERS = f"""
     SELECT r.number, r.line, r.custom_id, r.cells, b.columns, b.id AS batch_id, j.id AS job_id, j.finished_at,
            j.result, CASE WHEN r.route < 0 THEN r.request -> 'refused' ELSE j.error END AS error,
@@ -57,7 +83,7 @@ _ANSWERS = f"""
                 WHEN b.status = 'expired' THEN 'expired' ELSE 'cancelled' END AS status,
            CASE WHEN r.same_as IS NULL THEN coalesce(j.input_tokens, 0) ELSE 0 END AS input_tokens,
            CASE WHEN r.same_as IS NULL THEN coalesce(j.output_tokens, 0) ELSE 0 END AS output_tokens,
-           CASE WHEN r.same_as IS NULL THEN {_COST} ELSE '0.000000' END AS cost_usd
+           CASE WHEN r.same_as IS NULL THEN {_COST} ELSE '0.000000' END AS cost_usd, u.cached_tokens, u.reasoning_tokens
     FROM batches b
     JOIN batch_rows r ON r.batch_id = b.id AND r.number <= b.total
     LEFT JOIN LATERAL (
@@ -68,6 +94,10 @@ _ANSWERS = f"""
                                        WHERE f.batch_id = r.batch_id AND f.number = r.same_as) END
         LIMIT 1
     ) j ON true
+    CROSS JOIN LATERAL (
+        {_DETAILS} AND r.same_as IS NULL
+          AND (SELECT sum(cached_input_tokens + reasoning_tokens) FROM batch_counts WHERE batch_id = :batch_id) > 0
+    ) u
     WHERE b.id = :batch_id
       AND (j.status NOT IN ('queued', 'in_progress') OR j.id IS NULL AND b.status IN ('expired', 'cancelled')
            OR r.route < 0)"""
@@ -109,7 +139,7 @@ _CSV = f"""json_build_array(
                     ELSE 'batch_' || status END,
         result ->> 'model', input_tokens, output_tokens, cost_usd)"""
 
-LINES = {"openai": _OPENAI, "jsonl": _JSONL, "csv": _CSV}
+LINES = {"openai": _one_line(_OPENAI), "jsonl": _one_line(_JSONL), "csv": f"({_CSV})::text"}
 WHICH = {"all": "true", "completed": "status = 'completed'", "failed": "status <> 'completed'"}
 
 _RANGE = "AND r.number > :after AND r.number <= :last"
@@ -125,7 +155,7 @@ def page(form: str, which: str, *, chosen: bool) -> TextClause:
     place = "array_position(CAST(:numbers AS int[]), number)" if chosen else "number"
     return text(f"""
         WITH page AS MATERIALIZED (
-            SELECT {place} AS place, number, {LINES[form]}::text AS line
+            SELECT {place} AS place, number, {LINES[form]} AS line
             FROM ({_ANSWERS} {_CHOSEN if chosen else _RANGE}) answers WHERE {WHICH[which]}
         ), sized AS (
             SELECT number, place, line,
@@ -149,7 +179,7 @@ SELECT_FINISHING_ORDER = text(f"""
 
 OUTPUT_BYTES = {
     which: text(f"""
-        SELECT coalesce(sum(octet_length({_OPENAI}::text) + 1), 0)::bigint AS bytes
+        SELECT coalesce(sum(octet_length({LINES["openai"]}) + 1), 0)::bigint AS bytes
         FROM ({_ANSWERS} {_RANGE}) answers WHERE {WHICH[which]}
     """)
     for which in ("completed", "failed")

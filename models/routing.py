@@ -24,10 +24,13 @@ from models.errors import ModelNotFound
 
 REFERENCE_TOKENS = 256
 MOST_CANDIDATES = 8
+MOST_NAMES = 8
+"""Names of models that a refusal tells."""
 _HALF_SPEED_S = 5.0
 _UNKNOWN_SPEED = 0.5
 _CAUTION = 5
 _BYTES_PER_TOKEN = 3
+_SHOWN_CHARACTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,9 @@ class Router:
         entries = {entry.candidate.llm: entry for entry in _scored(catalog, vitals or {})}
         best_first = sorted(entries.values(), key=lambda entry: -entry.candidate.score)
         self._scopes = {name: [e for e in best_first if e.candidate.llm in llms] for name, llms in _scopes(catalog)}
+        choosers = [AUTO, *catalog.tiers]
+        self._talking = [name for name, llm in catalog.llms.items() if not llm.embeddings]
+        self._names = [*(name for name in choosers if self._scopes[name]), *self._talking]
 
     def route(self, ask: Ask) -> Route:
         """The route of a request; raises ModelNotFound for a name the catalogue does not have."""
@@ -131,7 +137,7 @@ class Router:
             return Route(self._with_fallbacks(ask.model, ask.fallbacks))
         scope = self._scopes.get(ask.model)
         if not scope:
-            raise ModelNotFound(f"There is no LLM or tier {ask.model!r}.", param="model")
+            raise no_such_model("LLM or tier", ask.model, self._names)
         if len(scope) == 1:
             only = scope[0].candidate
             return self._decided(only.llm, ask, "the only LLM to choose from", scope)
@@ -146,7 +152,8 @@ class Router:
         names = [model] if model in llms else [n for n, llm in llms.items() if model in (llm.tier, AUTO)]
         chosen = next((name for name in names if llms[name].embeddings), None)
         if chosen is None:
-            raise ModelNotFound(f"There is no model {model!r} that makes embeddings.", param="model")
+            embedders = [name for name, llm in llms.items() if llm.embeddings]
+            raise no_such_model("model that makes embeddings", model, embedders)
         return Route((chosen,))
 
     def _choose(self, ask: Ask, scope: list[_Entry]) -> Route:
@@ -184,8 +191,22 @@ class Router:
         names = self._catalog.llms[chosen].fallbacks if fallbacks is None else fallbacks
         for name in names:
             if name not in self._catalog.llms or self._catalog.llms[name].embeddings:
-                raise ModelNotFound(f"There is no LLM {name!r} to fall back to.", param="fallbacks")
+                raise no_such_model("LLM to fall back to", name, self._talking, param="fallbacks")
         return tuple(dict.fromkeys((chosen, *names)))
+
+
+def no_such_model(kind: str, name: str, known: Sequence[str], *, param: str = "model") -> ModelNotFound:
+    """The refusal of a name that the catalogue does not have: it tells what there is, ``MOST_NAMES`` at most, and what
+    is the same but for capitals or what stands before a slash."""
+    said = f"There is no {kind} {name[:_SHOWN_CHARACTERS]!r}"
+    if not known:
+        return ModelNotFound(f"{said}; the catalogue has none.", param=param)
+    shown = ", ".join(known[:MOST_NAMES])
+    more = f" and {len(known) - MOST_NAMES} more (GET /v1/models)" if len(known) > MOST_NAMES else ""
+    last = _last_part(name)
+    like = next((each for each in known if _last_part(each) == last), None)
+    meant = "" if like is None else f" Did you mean {like!r}?"
+    return ModelNotFound(f"{said}; there are {shown}{more}.{meant}", param=param)
 
 
 def score(weights: Weights, *, cost: float, speed: float, quality: float, reliability: float) -> float:
@@ -203,6 +224,11 @@ def speed_of(vitals: Vitals) -> float:
 def reliability_of(vitals: Vitals) -> float:
     """From 0 (always fails) to 1; few attempts say little."""
     return 1 - vitals.failures / (vitals.attempts + _CAUTION)
+
+
+def _last_part(name: str) -> str:
+    """``gpt-x`` of ``OpenAI/GPT-X``."""
+    return name.rpartition("/")[2].lower()
 
 
 def _scopes(catalog: Catalog) -> list[tuple[str, set[str]]]:

@@ -14,6 +14,8 @@ from tests.stack import Database, Stack, wait_until
 LLMS: Mapping[str, Mapping[str, Any]] = {  # Any: TOML values
     "echo": {"mock": {"word_s": 0.02}},
     "slow": {"mock": {"latency_s": 60}},
+    "late": {"mock": {"latency_s": 1.5, "output": "one\u2028two"}},
+    "late-and-broken": {"retries": 0, "mock": {"latency_s": 1.5, "error": "overloaded"}},
     "chatty": {"mock": {"word_s": 0.2}},
     "busy": {"retries": 0, "fallbacks": ["echo"], "mock": {"error": "overloaded"}},
     "breaks": {"retries": 0, "fallbacks": ["echo"], "mock": {"word_s": 0.2, "breaks_after_words": 2}},
@@ -47,6 +49,15 @@ def running(stack: Stack, database: Database) -> Iterator[Running]:
         yield Running(url, database.api_key, client, database)
 
 
+@pytest.fixture
+def beating(stack: Stack, running: Running) -> Iterator[Running]:
+    """Another API of the same Headrace, whose streams give signs of life."""
+    stack.settings |= {"HEADRACE_STREAM_HEARTBEAT_S": "0.2", "HEADRACE_SYNC_WAIT_S": "20"}
+    _, url = stack.api()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=running.key, max_retries=0) as client:
+        yield Running(url, running.key, client, running.database)
+
+
 def test_what_becomes_of_a_chat_that_does_not_go_straight_on(running: Running) -> None:
     """One running Headrace, since it takes seconds to start."""
     hanging_up_cancels_the_job(running)
@@ -57,6 +68,32 @@ def test_what_becomes_of_a_chat_that_does_not_go_straight_on(running: Running) -
     a_structured_answer_is_streamed_whole(running)
     the_same_key_answers_with_the_same_job(running)
     a_stream_is_refused_as_anything_is(running)
+
+
+def test_a_client_gets_signs_of_life_or_waits_in_pieces(beating: Running) -> None:
+    """BerriAI/litellm#34374, #34819, #37322: a silent stream is cut by whoever stands between."""
+    body = {"model": "late", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    headers = {"authorization": f"Bearer {beating.key}"}
+    with httpx.stream("POST", f"{beating.url}/v1/chat/completions", json=body, headers=headers) as response:
+        pieces = response.iter_bytes()
+        assert (response.status_code, next(pieces)) == (200, b": keep-alive\n")
+        rest = b"".join(pieces)
+    assert rest.startswith(b": keep-alive\n")
+    assert b"one\\u2028two" in rest
+    chunks = list(_stream(beating, "late", "hi"))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one\u2028two"
+    with pytest.raises(openai.APIError) as caught:
+        list(_stream(beating, "late-and-broken", "hi"))
+    assert caught.value.code == "overloaded"
+    keyed = {"idempotency-key": "in pieces", "prefer": "wait=1"}
+    hello: Any = [{"role": "user", "content": "in pieces"}]  # Any: the client's union
+    client = beating.client.with_options(max_retries=5)
+    answer = client.chat.completions.create(model="late", messages=hello, extra_headers=keyed)
+    assert answer.choices[0].message.content == "one\u2028two"
+    beating.wait_for_status("in pieces", "completed")  # one job
+    stream = _stream(beating, "slow", "silence")
+    stream.close()
+    beating.wait_for_status("silence", "cancelled")
 
 
 def hanging_up_cancels_the_job(running: Running) -> None:

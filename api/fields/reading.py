@@ -189,7 +189,7 @@ def _plain_format(form: JsonObject) -> JsonObject:
     if form.get("schema") == {} and form.get("type") == "json_object":
         return {name: value for name, value in form.items() if name != "schema"}
     if isinstance(form.get("schema"), dict) and schema is None and form.get("type") in ("json_object", "json_schema"):
-        more = {name: form[name] for name in ("description", "strict") if name in form}
+        more: JsonObject = {name: form[name] for name in ("description", "strict") if name in form}
         wrapped: JsonObject = {"name": form.get("name", _FORMAT_NAME), "schema": form["schema"], **more}
         left = {name: value for name, value in form.items() if name not in ("schema", "name", *more)}
         return {**left, "type": "json_schema", "json_schema": wrapped}

@@ -164,11 +164,11 @@ async def wait_for_job(request: Request, services: Services, caller: Caller, job
     return await read_job(services, caller, job_id)
 
 
-def preferred_wait_s(request: Request) -> int:
-    """The seconds of ``Prefer: wait=N``, at most 60; 0 when the caller does not prefer to wait."""
+def preferred_wait_s(request: Request, most_s: float = MAX_WAIT_S) -> int:
+    """The seconds of ``Prefer: wait=N``, at most ``most_s``; 0 when the caller does not prefer to wait."""
     prefer = request.headers.get("prefer")
     found = _PREFER_WAIT.search(prefer) if prefer else None
-    return min(int(found[1]), MAX_WAIT_S) if found else 0
+    return min(int(found[1]), int(most_s)) if found else 0
 
 
 def job_response(row: Row, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -6,18 +6,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api.deps import CallerDep, Services, ServicesDep
 from api.openapi import answer, refusals
-from api.responses import json_response
+from api.responses import json_response, listed
 from api.schemas.models import ModelList, ModelResource
 from models.catalog import AUTO, LLM
 from models.database import read_all
-from models.errors import ModelNotFound
 from models.pricing import as_wire
 from models.process import SELECT_LOADED
-from models.routing import Vitals
+from models.routing import Vitals, no_such_model
 
 OWNER = "headrace"
 _NOT_TOLD = ("llm", "worker")
@@ -32,7 +32,7 @@ async def list_models(services: ServicesDep, caller: CallerDep) -> Response:
     """List every LLM, every tier and `auto`; for local LLMs, what each worker has loaded of them."""
     loaded = await _loaded(services)
     data = [_llm(services, name, loaded) for name in services.catalog.llms] + _choosers(services)
-    return json_response({"object": "list", "data": data})
+    return json_response(listed(data, len(data)))
 
 
 @router.get("/v1/models/{model:path}", responses={200: answer("The model.", ModelResource), **refusals(404)})
@@ -42,11 +42,13 @@ async def get_model(
     model: Annotated[str, Path(description="An LLM's or a tier's name, or `auto`.", examples=["smollm2-135m"])],
 ) -> Response:
     """Read one model."""
+    if not model:
+        raise HTTPException(404)
     if model in services.catalog.llms:
         return json_response(_llm(services, model, await _loaded(services)))
     found = next((chooser for chooser in _choosers(services) if chooser["id"] == model), None)
     if found is None:
-        raise ModelNotFound("There is no such model.", param="model")
+        raise no_such_model("model", model, [AUTO, *services.catalog.tiers, *services.catalog.llms])
     return json_response(found)
 
 

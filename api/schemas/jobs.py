@@ -16,7 +16,7 @@ class OutputDetails(BaseModel):
 
 
 class UsageResource(BaseModel):
-    """Tokens used; the details of an attempt are there when they are not zero."""
+    """Tokens used; the details are there when they are not zero."""
 
     input_tokens: int
     output_tokens: int

@@ -56,7 +56,10 @@ class ModelResource(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Everything that a job's ``model`` may name."""
+    """Everything that a job's ``model`` may name, on one page."""
 
     object: Literal["list"]
     data: list[ModelResource]
+    first_id: str
+    last_id: str
+    has_more: bool

@@ -85,6 +85,24 @@ class ChatRequest(BaseModel):
     metadata: dict[str, str] | None = None
 
 
+class PromptDetails(BaseModel):
+    cached_tokens: int = Field(description="Read from the provider's cache.")
+
+
+class CompletionDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    """What a job used, over all its attempts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
 class ChatCompletion(BaseModel):
     """OpenAI's chat completion; with ``stream``, chunks of it as server-sent events."""
 
@@ -92,8 +110,10 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     created: int
     model: str
+    service_tier: Literal["default"]
+    system_fingerprint: None
     choices: list[dict[str, Any]]  # Any: JSON
-    usage: dict[str, int]
+    usage: CompletionUsage
 
 
 class EmbeddingRequest(Strict):

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.openapi import SUMMARIES
 from api.settings import ApiSettings
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +67,12 @@ def test_every_operation_is_documented(document: Document) -> None:
     assert document["openapi"].startswith("3.1")
     ids = [operation["operationId"] for operation in operations(document).values()]
     assert len(ids) == len(set(ids))
+
+
+def test_every_operation_has_a_summary_of_its_own(document: Document) -> None:
+    summaries = {name: operation["summary"] for name, operation in operations(document).items()}
+    assert summaries == SUMMARIES
+    assert len(set(summaries.values())) == len(summaries)
 
 
 def test_every_reference_leads_somewhere(document: Document) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from openai.types.chat import ChatCompletion
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.results import PAGE_BYTES, PAGE_ROWS, Order, csv_results, harmless, jsonl_results, openai_lines
 from models.database import create_engine, dump_json, fetch_one, read_all
 from models.ids import new_id
+from models.pricing import Usage
 from models.results import OUTPUT_BYTES, SELECT_SHEET
 from tests.batches import new_batch
+from tests.openai_types import check
 from tests.stack import Database
 
 pytestmark = pytest.mark.anyio
@@ -179,7 +182,8 @@ async def test_output_and_error_files_have_openais_lines_and_the_size_that_is_to
     (output,) = await documents(openai_lines(partial(read_all, engine), batch_id, failed=False))
     body = output["response"].pop("body")
     assert body["choices"][0]["message"] == {"role": "assistant", "content": 'said "é\t', "refusal": None}
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert body["usage"] == Usage(3, 4).as_openai()
+    check(ChatCompletion, body)
     assert output["response"].pop("request_id").startswith("req_")
     assert output["id"].startswith("batch_req_")
     assert (output["custom_id"], output["response"], output["error"]) == ("r1", {"status_code": 200}, None)
@@ -196,6 +200,60 @@ async def test_output_and_error_files_have_openais_lines_and_the_size_that_is_to
         measured = await fetch_one(engine, OUTPUT_BYTES[which], {"batch_id": batch_id, "after": 0, "last": 10})
         assert measured is not None
         assert measured["bytes"] == len(sent)
+
+
+def use(database: Database, batch_id: UUID, row: int, *attempts: tuple[int, int]) -> None:
+    """Record the attempts of a row's job by their cached and reasoning tokens, and count them in the batch."""
+    job_id = database.value("SELECT id FROM jobs WHERE batch_id = %s AND batch_row = %s", batch_id, row)
+    for number, (cached, reasoning) in enumerate(attempts, 1):
+        database.rows(
+            "INSERT INTO attempts (id, job_id, number, llm, provider, worker_id, started_at, cached_input_tokens,"
+            " reasoning_tokens) VALUES (%s, %s, %s, 'echo', 'mock', %s, now(), %s, %s)",
+            *(new_id(), job_id, number, new_id(), cached, reasoning),
+        )
+        database.rows(
+            "INSERT INTO batch_counts (batch_id, writer, cached_input_tokens, reasoning_tokens)"
+            " VALUES (%s, %s, %s, %s)",
+            *(batch_id, new_id(), cached, reasoning),
+        )
+
+
+async def test_lines_of_an_output_file_say_what_each_row_used_in_detail(
+    database: Database, engine: AsyncEngine
+) -> None:
+    """BerriAI/litellm#36882, OpenHands/software-agent-sdk#2896: cached tokens, which cost less, are told by the row."""
+    batch_id = new_batch(database, ["a", "b", "a"], same_as={3: 1})
+    end_row(database, batch_id, 1, "A", input_tokens=100, output_tokens=9)
+    end_row(database, batch_id, 2, "B")
+    use(database, batch_id, 1, (50, 4), (30, 0))
+    lines = await documents(openai_lines(partial(read_all, engine), batch_id, failed=False))
+    assert [line["response"]["body"]["usage"] for line in lines] == [
+        Usage(100, 9, 80, 4).as_openai(),
+        Usage(3, 4).as_openai(),
+        Usage().as_openai(),
+    ]
+
+
+SEPARATORS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+async def test_no_reader_splits_a_line_of_json_and_its_size_is_told(database: Database, engine: AsyncEngine) -> None:
+    """langgenius/dify#39008, Soju06/codex-lb#1010: ``splitlines`` and httpx's iter_lines split at more than line feeds,
+    and the official client's ``text.splitlines()`` reads an output file so."""
+    prompt, answer = f"p{SEPARATORS}q", f"a{SEPARATORS}\\u2028é😀b"
+    batch_id = new_batch(database, [prompt], columns=["text\u2028"])
+    end_row(database, batch_id, 1, answer)
+    read = partial(read_all, engine)
+    output = b"".join([piece async for piece in openai_lines(read, batch_id, failed=False)])
+    (line,) = output.decode().splitlines()
+    assert json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] == answer
+    measured = await fetch_one(engine, OUTPUT_BYTES["completed"], {"batch_id": batch_id, "after": 0, "last": 10})
+    assert measured is not None
+    assert measured["bytes"] == len(output)
+    (line,) = b"".join([piece async for piece in jsonl_results(read, batch_id, "input")]).decode().splitlines()
+    assert (json.loads(line)["output"], json.loads(line)["input"]) == (answer, {"text\u2028": prompt})
+    rows = await as_csv(engine, database, batch_id)
+    assert rows[1][:2] == [prompt, answer]
 
 
 @pytest.mark.parametrize("order", ["input", "finished"])
