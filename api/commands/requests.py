@@ -18,11 +18,13 @@ _FLAGS = frozenset({"completion_window", "metadata", "name", "priority", "max_pa
 
 
 def endpoint_of(path: Path) -> str | None:
-    """The endpoint that a file's first request names; None when the file is of another kind."""
+    """The endpoint that the first request of a file names, after blank lines; None when the file is of another kind."""
     with path.open("rb") as file:
-        line = file.readline(_MAX_LINE_BYTES)
+        line = file.readline(_MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")
+        while line.isspace():
+            line = file.readline(_MAX_LINE_BYTES)
     try:
-        request = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        request = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
     is_request = isinstance(request, dict) and request.keys() == _KEYS
