@@ -26,6 +26,7 @@ from api.batches.records import (
 )
 
 SEPARATORS = (",", ";", "\t", "|")
+_BLANKS = " \xa0" + "".join(SEPARATORS)
 HEAD_BYTES = 1 << 16
 _READ_BYTES = 1 << 17
 _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
@@ -65,7 +66,7 @@ def sniff_separator(text: str) -> str:
     def width(separator: str) -> int:
         try:
             rows = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
-            return len(next((row for row in rows if any(row)), []))
+            return len(next((row for row in rows if any(cell.strip(_BLANKS) for cell in row)), []))
         except csv.Error:
             return 0
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 _PART = re.compile(
     r"""
@@ -92,12 +93,6 @@ def general(digits: str) -> str:
     if "e" not in shortest:
         return shortest
     if _LEAST_PLAIN <= abs(value) < _MOST_PLAIN:
-        return f"{float(shortest):.0f}" if abs(value) >= 1 else _plain(shortest)
+        return f"{Decimal(shortest):f}"
     mantissa, _, power = shortest.partition("e")
     return f"{mantissa}E{int(power):+03d}"
-
-
-def _plain(number: str) -> str:
-    mantissa, _, power = number.partition("e")
-    sign, digits = mantissa[: mantissa.startswith("-")], mantissa.lstrip("-").replace(".", "")
-    return f"{sign}0.{'0' * (-int(power) - 1)}{digits}"
