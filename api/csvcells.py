@@ -30,8 +30,8 @@ _PLAIN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _WITHIN = re.compile(
-    r"""([;,\t|\r\n][\s"]*)(?=[=\uff1d])
-      | ([;,\t|][\ "]*)(?=[+\-@\uff0b\uff0d\uff20][\w.]{0,60}[(|])
+    r"""(?<=[\s\S])([;,\t|\r\n][\s"]*)(?=[=\uff1d])
+      | (?<=[\s\S])([;,\t|][\ "]*)(?=[+\-@\uff0b\uff0d\uff20][\w.]{0,60}[(|])
     """,
     re.VERBOSE,
 )
@@ -39,8 +39,6 @@ _WITHIN = re.compile(
 
 def harmless(cell: str) -> str:
     """A cell that no spreadsheet executes, and that is as it was where none would."""
-    if _BEGINS.match(cell) is not None and _PLAIN.fullmatch(cell) is None:
-        cell = f"'{cell}"
     if "=" in cell or "(" in cell or "|" in cell or "\uff1d" in cell:
         cell = _WITHIN.sub(lambda found: f"{found[0]}'", cell)
-    return cell
+    return f"'{cell}" if _BEGINS.match(cell) is not None and _PLAIN.fullmatch(cell) is None else cell

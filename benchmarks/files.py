@@ -1,4 +1,4 @@
-"""Spreadsheets and CSV files of other projects' test suites, each cell compared with what independent readers make of it.
+"""Spreadsheets and CSV files of other projects' test suites, each cell compared with what other readers make of it.
 
     python -m benchmarks.files FOLDER [--show 20]
 

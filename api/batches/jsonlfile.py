@@ -38,7 +38,9 @@ def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
     """
     columns = _keys(file)
     if not columns:
-        raise Unreadable("The file is empty.")
+        file.seek(0)
+        first = next((number for number, _ in _lines(file)), None)
+        raise Unreadable("The file is empty." if first is None else "No line of the file is a JSON object.", first)
     file.seek(0)
     return Table(columns, _groups(file, columns, problems))
 
