@@ -55,7 +55,7 @@ async def lines_of(content: AsyncIterator[bytes]) -> AsyncIterator[Line]:
     held = bytearray()
     number, too_long = 0, False
     async for piece in content:
-        if not number and not held and piece.startswith(_UTF16_MARKS):
+        if not number and (bytes(held[:1]) + piece[:2]).startswith(_UTF16_MARKS):
             raise ValidationFailed("The file is UTF-16 text; JSONL is UTF-8: save it as that.", param="input_file_id")
         *ended, rest = piece.split(b"\n")
         for part in ended:
