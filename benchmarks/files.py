@@ -23,7 +23,7 @@ from api.batches.opening import open_table
 from api.batches.problems import Problems
 from api.batches.records import Unreadable
 
-Cells = Mapping[int, Sequence[Callable[[str], bool]]]
+Cells = Mapping[int, Sequence["Right"]]
 """By line, what is right for each cell of the line."""
 
 _REFUSED = (".xls", ".xlsb", ".ods")
@@ -63,9 +63,9 @@ def compare(path: Path, tally: Tally, show: Callable[[str], None]) -> None:
         tally.whole += 1
     right = _csv_cells(path, table.dialect.encoding) if path.suffix in (".csv", ".tsv") else _sheet_cells(path)
     named = {problem.line for problem in problems.as_error().problems} if problems else set()
-    lines = [line for line, tests in right.items() if not all(test("") for test in tests)]
+    lines = [line for line, tests in right.items() if not all(test.fits("") for test in tests)]
     header, *others = lines or [0]
-    first = next(n for n, test in enumerate(right[header]) if not test("")) if lines else 0
+    first = next(n for n, test in enumerate(right[header]) if not test.fits("")) if lines else 0
     first -= next((n for n, name in enumerate(table.columns) if name), 0)
     rows[header] = list(table.columns)
     if not problems and (missed := set(others) - set(rows)):
@@ -73,31 +73,29 @@ def compare(path: Path, tally: Tally, show: Callable[[str], None]) -> None:
         show(f"{path}: rows {sorted(missed)[:5]} are missing")
     for line, record in rows.items():
         tests = [*right.get(line, [])][first:]
-        tests += [_is("")] * (len(record) - len(tests))
+        tests += [Right("")] * (len(record) - len(tests))
         for place, (text, test) in enumerate(zip(record, tests, strict=False)):
             tally.cells += 1
-            if not test(text) and not (line == header and test(text.strip())) and line not in named:
+            if not test.fits(text, trimmed=line == header) and line not in named:
                 tally.wrong += 1
-                show(f"{path}: row {line}, cell {place + first + 1} is {text!r}; right is {test.__doc__}")
+                show(f"{path}: row {line}, cell {place + first + 1} is {text!r}; right is {test.wanted!r}")
 
 
-def _is(wanted: str) -> Callable[[str], bool]:
-    def test(text: str) -> bool:
-        return text == wanted or (text.strip() == "" and wanted.strip() == "")
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What is right for a cell: a text, or a number in whatever notation. None: the other reader does not know."""
 
-    test.__doc__ = repr(wanted)
-    return test
+    wanted: str | float | None
 
-
-def _about(number: float) -> Callable[[str], bool]:
-    def test(text: str) -> bool:
+    def fits(self, text: str, *, trimmed: bool = False) -> bool:
+        """Whether a text is right; names of columns are ``trimmed``."""
+        if isinstance(self.wanted, str):
+            wanted = self.wanted.strip() if trimmed or not self.wanted.strip() else self.wanted
+            return wanted == (text if wanted else text.strip())
         try:
-            return abs(float(text) - number) <= abs(number) * 1e-14
+            return self.wanted is None or abs(float(text) - self.wanted) <= abs(self.wanted) * 1e-14
         except ValueError:
             return False
-
-    test.__doc__ = repr(number)
-    return test
 
 
 def _sheet_cells(path: Path) -> Cells:
@@ -109,24 +107,26 @@ def _sheet_cells(path: Path) -> Cells:
     return {number: [_shown(cell, epoch) for cell in row] for number, row in enumerate(sheet.iter_rows(), 1)}
 
 
-def _shown(cell: Any, epoch: Any) -> Callable[[str], bool]:  # Any: a library without types
+def _shown(cell: Any, epoch: Any) -> Right:  # Any: a library without types
     value, code = cell.value, cell.number_format
     if value is None:
-        return _is("")
+        return Right("")
     if isinstance(value, bool):
-        return _is("TRUE" if value else "FALSE")
+        return Right("TRUE" if value else "FALSE")
     if isinstance(value, str):
-        return _is(_unescaped(value))
+        return Right(_unescaped(value))
     dates = importlib.import_module("openpyxl.utils.datetime")
     if isinstance(value, dt.datetime | dt.date | dt.time | dt.timedelta):
         value = dates.to_excel(value, epoch)
     if code in ("General", "@"):
-        return _about(value)
+        return Right(value)
     if code in ("mm-dd-yy", "m/d/yy h:mm"):  # these look as each machine says
         code = "yyyy-mm-dd" if code == "mm-dd-yy" else "yyyy-mm-dd hh:mm"
+    if "g" in code.replace("General", ""):  # the year of an era: ours are Gregorian, the other reader has neither
+        return Right(None)
     xlfmt = importlib.import_module("xlfmt")
     shown = str(xlfmt.format_value(value, code, date1904=epoch == dates.CALENDAR_MAC_1904))
-    return _about(value) if set(shown) == {"#"} else _is(re.sub(" +", " ", shown).strip(" "))
+    return Right(value) if set(shown) == {"#"} else Right(re.sub(" +", " ", shown).strip(" "))
 
 
 def _unescaped(text: str) -> str:
@@ -138,7 +138,7 @@ def _csv_cells(path: Path, encoding: str) -> Cells:
     text = path.read_bytes().decode("utf-16" if encoding.startswith("utf-16") else "utf-8-sig", "replace")
     with path.open("rb") as file:
         separator = open_table(file, path.name, Problems()).dialect.separator
-    return {line: [_is(cell) for cell in cells] for line, cells in _records(text, separator)}
+    return {line: [Right(cell) for cell in cells] for line, cells in _records(text, separator)}
 
 
 def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:

@@ -61,7 +61,7 @@ BUILT_IN = {
 
 _CONDITION = re.compile(r"(<=|>=|<>|<|>|=)\s*(-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
 _HOLDERS = frozenset("0#?")
-_REMEMBERED = 4096
+_REMEMBERED = 256
 _TESTS: dict[str, Callable[[float, float], bool]] = {
     "<": float.__lt__,
     "<=": float.__le__,
@@ -90,7 +90,7 @@ def number_format(code: str, *, date1904: bool = False) -> Show:
         section, bare = _chosen(sections, value)
         return section.show(digits, value, bare=bare).strip(" ")
 
-    return lru_cache(maxsize=_REMEMBERED)(show)
+    return lru_cache(maxsize=2 * _REMEMBERED)(show)
 
 
 @lru_cache(maxsize=_REMEMBERED)

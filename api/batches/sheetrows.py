@@ -72,7 +72,7 @@ def _cell_pattern(cell: tuple[str, str, str, bool, bool]) -> str:
     letters, style, kind, has_value, has_text = cell
     head = f'<c r="{letters}[0-9]+"' + (f' s="{style}"' if style else "") + (f' t="{kind}"' if kind else "")
     if has_value:
-        return head + "><v>([^<]+)</v></c>"
+        return head + ("><v>([0-9]+)</v></c>" if kind == "s" else "><v>([^<]+)</v></c>")
     return head + ('><is><t(?: xml:space="preserve")?>([^<]+)</t></is></c>' if has_text else "/>")
 
 
@@ -178,7 +178,7 @@ class SheetReader:
     def _shown(self, kind: str, value: str, style: str) -> str:
         """A cell's value as it is shown; raises ValueError and LookupError."""
         if kind == "s":
-            text = self._texts[int(value)] if value else ""
+            text = self._texts[_index(value)] if value else ""
         elif kind in ("str", "inlineStr"):
             text = unescaped(value)
         elif not value:
@@ -224,6 +224,12 @@ def column_name(place: int) -> str:
         place, rest = divmod(place - 1, 26)
         letters = chr(65 + rest) + letters
     return letters
+
+
+def _index(text: str) -> int:
+    if (index := int(text)) < 0:
+        raise ValueError(text)
+    return index
 
 
 _PLACES = {column_name(place): place for place in range(MAX_COLUMNS)}

@@ -44,6 +44,7 @@ def elements_of(pieces: Iterator[str], element: str, end: str) -> Iterator[str]:
     held = ""
     prefix: str | None = None
     closing = last = ""
+    empty = re.compile("")
     for piece in pieces:
         held += piece
         if "<!" in held:
@@ -57,10 +58,11 @@ def elements_of(pieces: Iterator[str], element: str, end: str) -> Iterator[str]:
                 continue
             prefix = found[1] or ""
             closing, last = f"</{prefix}{element}>", f"</{prefix}{end}"
+            empty = re.compile(rf"<{prefix}{end}(?:\s[^<>]*)?/>")
         *whole, held = held.split(closing)
         for text in whole:
             yield text.replace(f"<{prefix}", "<").replace(f"</{prefix}", "</") if prefix else text
-        if last in held or f"<{prefix}{end}/>" in held:
+        if last in held or empty.search(held):
             return
         held += rest
         _check_length(held)

@@ -9,7 +9,7 @@ import pytest
 from api.batches.opening import open_table
 from api.batches.problems import Problems
 from api.batches.records import MAX_CELL_CHARS, Dialect
-from tests.api.batches.sheets import STRICT_NS, book, packed, sheet, workbook
+from tests.api.batches.sheets import NS, STRICT_NS, book, packed, sheet, workbook
 from tests.api.batches.test_reading import read, refusal
 
 HEAD = '<row r="1"><c r="A1" t="inlineStr"><is><t>id</t></is></c><c r="B1" t="inlineStr"><is><t>text</t></is></c></row>'
@@ -207,6 +207,7 @@ def test_a_formula_of_the_first_row_without_a_result_is_a_refusal() -> None:
     "markup",
     [
         '<c r="B2" t="s"><v>9</v></c>',
+        '<c r="B2" t="s"><v>-1</v></c>',
         '<c r="B2"><v>1..2</v></c>',
         '<c r="B2"><v>inf</v></c>',
         '<c r="B2" t="weird"><v>1</v></c>',
@@ -285,6 +286,14 @@ def test_rows_alike_and_rows_of_other_forms_follow_each_other() -> None:
         rows += f'<row r="{n}">{first}{second}</row>'
         wanted.append([f"{n}.0" if n % 7 == 0 else f"{n}", f"t{n}" if n % 5 else ""])
     assert read(packed(sheet(rows), formats=["0.0"]), "a.xlsx")[1] == wanted
+
+
+def test_a_workbook_may_have_no_shared_texts_and_a_sheet_no_rows() -> None:
+    empty = f'<sst xmlns="{NS}" count="0" uniqueCount="0"/>'
+    assert read(
+        packed(sheet(HEAD + texts("1", "a", row=2)), shared=[], parts={"xl/sharedStrings.xml": empty}), "a.xlsx"
+    )[1]
+    assert "is empty" in refusal(packed(f'<worksheet xmlns="{NS}"><sheetData /></worksheet>'.encode()), "a.xlsx")
 
 
 @pytest.mark.parametrize("name", ["a.xlsm", "a.xls", "a.xlsb", "a.ods", "a"])
