@@ -153,7 +153,6 @@ def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The records of RFC 4180 with the lines where they begin."""
     cells, cell, quoted, line, begun = [], "", False, 1, 1
     after_quote = False
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
     for char in text:
         line += char == "\n"
         if quoted:

@@ -119,11 +119,11 @@ class Workbook:
         parts = self._related(self._main, "worksheet")
         found: list[Sheet] = []
         for path, attributes in self._elements(self._main):
-            if path.endswith("/workbookPr"):
+            if path == "/workbook/workbookPr":
                 self.date1904 = attributes.get("date1904") in ("1", "true")
-            elif path.endswith("/calcPr"):
+            elif path == "/workbook/calcPr":
                 self.calculates = attributes.get("fullCalcOnLoad") in ("1", "true")
-            elif path.endswith("/sheets/sheet") and (part := parts.get(attributes.get("id", ""))):
+            elif path == "/workbook/sheets/sheet" and (part := parts.get(attributes.get("id", ""))):
                 visible = attributes.get("state", "visible") == "visible"
                 found.append(Sheet(attributes.get("name", ""), part, visible))
         if not found:

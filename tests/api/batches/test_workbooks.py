@@ -156,7 +156,8 @@ def test_a_number_is_shown_in_its_format(code: str | int, value: str, shown: str
 
 
 def test_dates_of_1904_are_shown_in_their_system() -> None:
-    how = {"formats": ["yyyy-mm-dd"], "properties": '<workbookPr date1904="1"/>'}
+    later = '<extLst><ext><x15:workbookPr xmlns:x15="urn:x15" chartTrackingRefBase="1"/></ext></extLst>'
+    how = {"formats": ["yyyy-mm-dd"], "properties": f'<workbookPr date1904="1"/>{later}'}
     assert cell('<c r="B2" s="1"><v>0</v></c>', **how) == "1904-01-01"
     assert cell('<c r="B2" s="1"><v>43834</v></c>', **how) == "2024-01-05"
 
