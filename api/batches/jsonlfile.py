@@ -110,7 +110,12 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
         problems.add("file", "This line is not a JSON object.", number)
         return None
     try:
-        if _INEXACT.search(line) and not all(isinstance(value, str) for value in found.values()):
+        unsure = [
+            value
+            for value in found.values()
+            if not isinstance(value, str) and (not value or value.__class__ is not int)
+        ]
+        if unsure and any(_may_differ(value, line) for value in unsure):
             found = json.loads(line, parse_float=_digits, parse_int=_digits)
         cells = list(map(_text, _values(found, columns)))
     except (RecursionError, orjson.JSONEncodeError):
@@ -127,6 +132,13 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
 
 def _values(found: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Any]:  # Any: JSON
     return map(found.get, columns)
+
+
+def _may_differ(value: Any, line: bytes) -> bool:  # Any: JSON
+    """Whether a value that is no text may have been read with other digits than its line has."""
+    if isinstance(value, dict | list):
+        return _INEXACT.search(line) is not None
+    return isinstance(value, float) or (value == 0 and b"-0" in line)
 
 
 def _digits(text: str) -> orjson.Fragment:
