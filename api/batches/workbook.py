@@ -66,7 +66,7 @@ class Workbook:
     def __init__(self, file: BinaryIO) -> None:
         self._archive, self._parts = _opened(file)
         main = self._related("", "officeDocument")
-        if not main:
+        if not main or next(iter(main.values())).lower().endswith(".bin"):
             raise Unreadable(f"The file is {_kind(self._parts)}.")
         self._main = next(iter(main.values()))
         self.date1904 = False

@@ -302,6 +302,9 @@ def test_a_workbook_is_read_whatever_its_name_is(name: str) -> None:
     assert read(workbook([["a"], ["1"]]), name)[1] == [["1"]]
 
 
+BINARY = '<Relationships><Relationship Id="r" Type="urn:/officeDocument" Target="xl/workbook.bin"/></Relationships>'
+
+
 def archive(**parts: str) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as made:
@@ -318,6 +321,7 @@ def archive(**parts: str) -> bytes:
             "an OpenDocument file",
         ),
         (archive(xl__workbook_bin="x"), "an .xlsb workbook"),
+        (book({}, parts={"xl/workbook.bin": "x", "_rels/.rels": BINARY}), "an .xlsb workbook"),
         (archive(word__document_xml="<a/>"), "a Word document"),
         (archive(a_csv="a,b"), "a zip archive without a workbook"),
         (packed(b"<worksheet>"), "cannot be read"),
