@@ -166,7 +166,9 @@ def page(form: str, which: str, *, chosen: bool) -> TextClause:
     """)
 
 
-SELECT_SHEET = text("SELECT id, total, columns, status FROM batches WHERE id = :id AND tenant_id = :tenant_id")
+SELECT_SHEET = text("""
+    SELECT id, total, columns, template, status FROM batches WHERE id = :id AND tenant_id = :tenant_id
+""")
 """What the results of a tenant's batch look like."""
 
 SELECT_TOTAL = text("SELECT total FROM batches WHERE id = :id")

@@ -1,15 +1,17 @@
-"""Reading CSV as it really comes: any of three separators, quoted line ends, a byte-order mark, and mistakes.
+"""Reading CSV as it really comes: any of four separators, quoted line ends, a byte-order mark, and mistakes.
 
+UTF-8 is read, UTF-16 with its mark, and what the form calls by name: no other encoding can be told by a file's bytes.
 A mistake costs its own row only: where a quote is not closed, reading goes on with the line after the one that
 opened it. Nothing larger than a row is held, and a row is held to :data:`api.batches.records.MAX_RECORD_CHARS`.
 """
 
 import csv
 from collections import deque
-from collections.abc import Iterator, Sequence
-from io import BytesIO, StringIO, TextIOWrapper
+from collections.abc import Iterator
+from io import StringIO, TextIOWrapper
 from typing import BinaryIO
 
+from api.batches.columns import Columns, read_columns
 from api.batches.problems import Problems
 from api.batches.records import (
     CHARS_AT_ONCE,
@@ -17,78 +19,110 @@ from api.batches.records import (
     MAX_COLUMNS,
     MAX_RECORD_CHARS,
     RECORDS_AT_ONCE,
+    Dialect,
     Group,
     Table,
     Unreadable,
 )
-from api.bodies import shorten
 
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = (",", ";", "\t", "|")
+_BLANKS = " \xa0" + "".join(SEPARATORS)
 HEAD_BYTES = 1 << 16
 _READ_BYTES = 1 << 17
-_MARK = b"\xef\xbb\xbf"
+_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_NOT_UTF8 = (
+    "The byte 0x{:02x} is not UTF-8, here and perhaps in further lines; save the file as CSV UTF-8, or send its"
+    " encoding, such as encoding=windows-1252."
+)
 _QUOTE_OPEN = "A quote that opens in this row is not closed."
 _QUOTE_WITHIN = 'Something follows a closing quote; within a quoted cell, a quote is written "".'
 _CELL_TOO_LONG = f"A cell has more than {MAX_CELL_CHARS:,} characters, or a quote that opens in this row is not closed."
 _ROW_TOO_LONG = f"This row has more than {MAX_RECORD_CHARS:,} characters, or a quote that opens in it is not closed."
 
 
-def read_csv(file: BinaryIO, problems: Problems, separator: str | None = None) -> Table:
+def read_csv(file: BinaryIO, problems: Problems, separator: str | None = None, encoding: str | None = None) -> Table:
     """A CSV file as a table, read while its groups are taken; raises Unreadable.
 
-    Without a ``separator``, the one that divides the first row into the most cells is taken.
+    Without a ``separator``, the one that divides the first row into the most cells is taken. A mark at the beginning
+    tells the encoding, whatever ``encoding`` says; without either it is UTF-8.
     """
     head = file.read(HEAD_BYTES)
-    file.seek(3 if head.startswith(_MARK) else 0)
-    told = _told_separator(head.removeprefix(_MARK))
+    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    encoding = _MARKS.get(mark) or encoding or "utf-8"
+    text = head[len(mark) :].decode(encoding, "replace")
+    told = _told_separator(text)
+    separator = separator or told or sniff_separator(text)
+    file.seek(len(mark))
+    reader = CsvReader(file, problems, separator, encoding)
     if told is not None:
-        file.readline()
-    separator = separator or told or sniff_separator(head.removeprefix(_MARK))
-    reader = CsvReader(file, problems, separator, skipped=int(told is not None))
+        reader.skip_line()
     columns = reader.header()
-    return Table(columns, reader.groups(len(columns)))
+    return Table(columns.names, reader.groups(columns), _dialect(separator, reader.line_end, mark, encoding))
 
 
-def sniff_separator(head: bytes) -> str:
-    """The separator that divides the first row of a file into the most cells."""
-    text = head.decode("utf-8", "replace")
+def sniff_separator(text: str) -> str:
+    """The separator that divides the first row of a text into the most cells."""
 
     def width(separator: str) -> int:
         try:
-            return len(next(csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True), []))
+            rows = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
+            return len(next((row for row in rows if any(cell.strip(_BLANKS) for cell in row)), []))
         except csv.Error:
             return 0
 
     return max(SEPARATORS, key=width)
 
 
+def _dialect(separator: str, line_end: str, mark: bytes, encoding: str) -> Dialect:
+    """How results are written: as the file is, or as UTF-8 with its mark where its encoding may lack a character."""
+    if encoding.startswith("utf-"):
+        return Dialect(separator, line_end, bool(mark), encoding)
+    return Dialect(separator, line_end, mark=True)
+
+
 class CsvReader:
     """Records of a CSV file with the lines where they begin."""
 
-    def __init__(self, file: BinaryIO, problems: Problems, separator: str, *, skipped: int = 0) -> None:
+    def __init__(self, file: BinaryIO, problems: Problems, separator: str, encoding: str) -> None:
         csv.field_size_limit(MAX_CELL_CHARS)
-        self._text = TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+        errors = "strict" if encoding.startswith("utf-16") else "surrogateescape"
+        self._text = TextIOWrapper(file, encoding, errors, newline="")
+        self._encoding = encoding
+        self._undecodable = 0
+        self.line_end = ""
+        """That of the first row."""
         self._problems = problems
         self._separator = separator
         self._held: list[str] = []  # the lines of the record under way
         self._again: deque[str] = deque()  # lines to be read once more
-        self._line = skipped + 1  # where the record under way begins
+        self._line = 1  # where the record under way begins
 
-    def header(self) -> Sequence[str]:
-        """The names in the first row; raises Unreadable when they cannot be those of columns."""
+    def skip_line(self) -> None:
+        """Leave a line out."""
+        self._text.readline(MAX_RECORD_CHARS)
+        self._line += 1
+
+    def header(self) -> Columns:
+        """The names in the first row with something in it; raises Unreadable when they cannot be those of columns."""
         for cells, line in self.records():
-            return named_columns(cells, line)
+            if len(cells) > MAX_COLUMNS or any(map(str.strip, cells)):
+                return read_columns(cells, line)
         raise Unreadable("The file is empty.")
 
-    def groups(self, width: int) -> Iterator[Group]:
+    def groups(self, columns: Columns) -> Iterator[Group]:
         """The records in groups; one with another number of cells is a problem and left out."""
+        width = len(columns.names)
         cells: list[list[str]] = []
         lines: list[int] = []
         chars = 0
         for record, line in self.records():
             if len(record) != width:
-                self._problems.add("file", f"The first row names {width} columns; this row has {len(record)}.", line)
-                continue
+                if len(record) == 1 and not record[0].strip():
+                    continue  # a line of blanks
+                if (trouble := columns.trouble_with(record)) is not None:
+                    self._problems.add("file", trouble, line)
+                    continue
+                del record[width:]
             cells.append(record)
             lines.append(line)
             chars += len(record[0]) if width == 1 else sum(map(len, record))
@@ -106,6 +140,8 @@ class CsvReader:
                 for cells in csv.reader(self._lines(), delimiter=self._separator, strict=True):
                     line = self._line
                     self._line += len(held)
+                    if not self.line_end:
+                        self.line_end = _line_end(held[-1])
                     held.clear()
                     if cells:
                         yield cells, line
@@ -120,7 +156,10 @@ class CsvReader:
         chars = 0
         while True:
             fresh = not again
-            line = readline(MAX_RECORD_CHARS + 1) if fresh else again.popleft()
+            try:
+                line = readline(MAX_RECORD_CHARS + 1) if fresh else again.popleft()
+            except UnicodeError:
+                raise Unreadable(f"The file is not {self._encoding.upper()} throughout.", self._line) from None
             if not line:
                 return
             chars = len(line) if not held else chars + len(line)
@@ -140,9 +179,11 @@ class CsvReader:
         try:
             line.encode()
         except UnicodeEncodeError as error:
-            byte = ord(line[error.start]) - 0xDC00
-            message = f"The byte 0x{byte:02x} is not UTF-8; save the file as CSV UTF-8."
-            self._problems.add("file", message, number)
+            self._undecodable += 1
+            if self._undecodable == 1:
+                byte = ord(line[error.start]) - 0xDC00
+                told = f"The byte 0x{byte:02x} is not {self._encoding}." if self._encoding != "utf-8" else None
+                self._problems.add("file", told or _NOT_UTF8.format(byte), number)
 
     def _note(self, error: str) -> None:
         """Note what is wrong with the record under way, and go on with the line after its first."""
@@ -158,20 +199,11 @@ class CsvReader:
         self._line += 1
 
 
-def named_columns(cells: Sequence[str], line: int) -> Sequence[str]:
-    """The columns that a first row names; raises Unreadable."""
-    if len(cells) > MAX_COLUMNS:
-        raise Unreadable(f"The file has {len(cells):,} columns; {MAX_COLUMNS:,} are possible.", line)
-    names = [cell.strip() for cell in cells]
-    if "" in names:
-        raise Unreadable(f"Column {names.index('') + 1} has no name; the first row must name every column.", line)
-    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if twice is not None:
-        raise Unreadable(f"Two columns are named {shorten(twice)!r}.", line)
-    return names
+def _line_end(line: str) -> str:
+    return "\r\n" if line.endswith("\r\n") else line[-1:] if line[-1:] in ("\r", "\n") else "\r\n"
 
 
-def _told_separator(head: bytes) -> str | None:
+def _told_separator(head: str) -> str | None:
     """The separator of a first line such as ``sep=;``, which Excel writes and obeys."""
-    first = BytesIO(head).readline(16).rstrip(b"\r\n")
-    return chr(first[4]) if len(first) == 5 and first.startswith(b"sep=") and first[4] < 128 else None
+    first = head[:16].splitlines()[0] if head[:16].strip() else ""
+    return first[4] if len(first) == 5 and first.startswith("sep=") and first[4].isascii() else None

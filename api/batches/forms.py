@@ -1,5 +1,6 @@
 """The form that goes with an uploaded file: what is asked for all of its rows."""
 
+import codecs
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,22 @@ from api.fields.chat import TABLES, Surface
 from api.fields.reading import read_request
 from api.schemas.requests import JobRequest
 from models.errors import CallbackUrlRefused, ValidationFailed
+
+ENCODINGS = (
+    "utf-8",
+    *(f"windows-{page}" for page in range(1250, 1259)),
+    *(f"iso-8859-{part}" for part in (1, 2, 3, 4, 5, 7, 9, 10, 13, 14, 15, 16)),
+    "macintosh",
+    "koi8-r",
+    "koi8-u",
+    "shift-jis",
+    "cp932",
+    "euc-jp",
+    "euc-kr",
+    "gb18030",
+    "big5",
+)
+"""What a CSV file may be written in, where it has no byte-order mark."""
 
 MAX_PARALLEL = 1_000_000
 _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
@@ -32,6 +49,7 @@ class Form:
     dry_run: bool = False
     name: str | None = None
     separator: str | None = None
+    encoding: str | None = None
     format: str | None = None
 
 
@@ -134,6 +152,13 @@ def _separator(text: str) -> str:
     return found
 
 
+def _encoding(text: str) -> str:
+    name = text.lower().replace("_", "-")
+    if name not in ENCODINGS:
+        raise ValueError(f"send one of {', '.join(ENCODINGS)}")
+    return codecs.lookup(name).name
+
+
 def _format(text: str) -> str:
     if text.lower() not in FORMATS:
         raise ValueError(f"send one of {', '.join(FORMATS)}")
@@ -177,6 +202,7 @@ _OWN: Mapping[str, Callable[[str], Any]] = {  # Any: a field's value
     "dry_run": _boolean,
     "name": _named,
     "delimiter": _separator,
+    "encoding": _encoding,
     "format": _format,
 }
 _NAMES = {"delimiter": "separator"}

@@ -17,7 +17,7 @@ from api.batches.orders import Order, Taken
 from api.batches.planning import Planner, Prompts, distinct_sizes
 from api.batches.problems import Problems
 from api.batches.quotas import RowQuota
-from api.batches.records import Table, Unreadable
+from api.batches.records import Dialect, Table, Unreadable
 from api.batches.rows import BatchDraft, Chunk, check_cost, write_batch
 from api.batches.templates import Template, TemplateProblem, compile_template
 from api.counters import Counters
@@ -77,6 +77,7 @@ class _Reading:
         self._problems = Problems()
         self._planner: Planner | None = None
         self._columns: list[str] = []
+        self._dialect = Dialect()
 
     async def chunks(self, draft: BatchDraft, quota: RowQuota) -> AsyncIterator[Chunk]:
         """The rows to copy; the draft is complete after the last. Raises ValidationFailed, and RateLimited."""
@@ -86,7 +87,7 @@ class _Reading:
             if self._planner is not None:
                 quota.check(self._planner.totals.rows)
         assert self._planner is not None  # there are rows
-        self._planner.complete(draft, self._columns)
+        self._planner.complete(draft, self._columns, self._dialect)
         await quota.take(self._planner.totals.rows, self._planner.most_tokens)
 
     def look_through(self) -> Taken:
@@ -117,8 +118,10 @@ class _Reading:
                 self._problems,
                 form=self._form.format,
                 separator=self._form.separator,
+                encoding=self._form.encoding,
             )
             self._columns = list(table.columns)
+            self._dialect = table.dialect
             yield from self._plan(table, batch_id)
         except Unreadable as error:
             self._problems.add("file", error.message, error.line)

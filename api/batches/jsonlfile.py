@@ -1,8 +1,11 @@
 """Reading JSONL: an object on each line, whose keys are the columns.
 
-Strings are cells as they are, null and what is missing are empty cells, anything else is its JSON text.
+Strings are cells as they are, null and what is missing are empty cells, anything else is its JSON text, numbers with
+the digits that the file has: 1.10 stays so, and 30 digits stay 30.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -22,6 +25,9 @@ from api.batches.records import (
 from api.bodies import shorten
 
 _MARK = b"\xef\xbb\xbf"
+_INEXACT = re.compile(rb"(?<![\w.\"])-?(?:0(?![\d.eE])(?<=-0)|\d+(?:[.eE]|\d{18}))")
+"""A number, or what looks like one within a text, that orjson may not give back digit for digit."""
+
 _OPENAI = {"custom_id", "method", "url", "body"}
 
 
@@ -32,7 +38,9 @@ def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
     """
     columns = _keys(file)
     if not columns:
-        raise Unreadable("The file is empty.")
+        file.seek(0)
+        first = next((number for number, _ in _lines(file)), None)
+        raise Unreadable("The file is empty." if first is None else "No line of the file is a JSON object.", first)
     file.seek(0)
     return Table(columns, _groups(file, columns, problems))
 
@@ -101,7 +109,18 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
     if not isinstance(found, dict):
         problems.add("file", "This line is not a JSON object.", number)
         return None
-    cells = list(map(_text, _values(found, columns)))
+    try:
+        unsure = [
+            value
+            for value in found.values()
+            if not isinstance(value, str) and (not value or value.__class__ is not int)
+        ]
+        if unsure and any(_may_differ(value, line) for value in unsure):
+            found = json.loads(line, parse_float=_digits, parse_int=_digits)
+        cells = list(map(_text, _values(found, columns)))
+    except (RecursionError, orjson.JSONEncodeError):
+        problems.add("file", "A value of this line has too many levels.", number)
+        return None
     if b"\\u0000" in line and any("\0" in cell for cell in cells):
         problems.add("file", "This line contains the character U+0000, which cannot be stored.", number)
         return None
@@ -113,6 +132,18 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
 
 def _values(found: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Any]:  # Any: JSON
     return map(found.get, columns)
+
+
+def _may_differ(value: Any, line: bytes) -> bool:  # Any: JSON
+    """Whether a value that is no text may have been read with other digits than its line has."""
+    if isinstance(value, dict | list):
+        return _INEXACT.search(line) is not None
+    return isinstance(value, float) or (value == 0 and b"-0" in line)
+
+
+def _digits(text: str) -> orjson.Fragment:
+    """A number as it is written."""
+    return orjson.Fragment(text)
 
 
 def _text(value: Any) -> str:  # Any: JSON

@@ -6,14 +6,14 @@ fields, its route, its prices. What is left for a row is how long its prompt is.
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from hashlib import blake2b
 from itertools import pairwise, repeat
 
 from api.batches.forms import Form
 from api.batches.problems import Problems
-from api.batches.records import Group
+from api.batches.records import Dialect, Group
 from api.batches.rows import BatchDraft, Chunk, encode_cells, encode_texts
 from api.batches.templates import Template
 from api.submission import is_structured, llm_request_of, prices_of, worst_answer
@@ -97,7 +97,7 @@ class Planner:
         around = most_tokens([""] * len(self._own_bytes))
         return self.totals.prompt_bytes + self.totals.rows * (around + self._request.max_tokens)
 
-    def complete(self, draft: BatchDraft, columns: Sequence[str]) -> None:
+    def complete(self, draft: BatchDraft, columns: Sequence[str], dialect: Dialect) -> None:
         """Fill in what the batch has of its file and its route."""
         request = llm_request_of(self._request)
         del request["messages"]
@@ -108,6 +108,8 @@ class Planner:
         draft.request = request
         draft.columns = columns
         draft.template = self._prompts.user.as_stored()
+        if dialect != Dialect():
+            draft.template.append({"file": asdict(dialect)})
         draft.priority = PRIORITIES[self._request.priority]
         draft.routes = [
             {

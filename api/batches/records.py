@@ -32,8 +32,22 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a CSV file is written, so that its results are written the same way.
+
+    ``mark``: with a byte-order mark. ``encoding`` is UTF-8 or, with a mark, UTF-16.
+    """
+
+    separator: str = ","
+    line_end: str = "\r\n"
+    mark: bool = False
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """A file that is being read: its columns, and its records in groups."""
+    """A file that is being read: its columns, its records in groups, and how its results are to be written as CSV."""
 
     columns: Sequence[str]
     groups: Iterator[Group]
+    dialect: Dialect = Dialect()

@@ -36,6 +36,7 @@ _LINES_A_TURN = 10
 
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
 _MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Error = dict[str, Any]  # Any: JSON
 Route = tuple[str, tuple[str, ...]]
@@ -50,10 +51,15 @@ class Line:
 
 
 async def lines_of(content: AsyncIterator[bytes]) -> AsyncIterator[Line]:
-    """The lines of a file that are not blank, counted from 1; never holds more than one line and one piece."""
+    """The lines of a file that are not blank, counted from 1; never holds more than one line and one piece.
+
+    Raises ValidationFailed for UTF-16.
+    """
     held = bytearray()
     number, too_long = 0, False
     async for piece in content:
+        if not number and (bytes(held[:1]) + piece[:2]).startswith(_UTF16_MARKS):
+            raise ValidationFailed("The file is UTF-16 text; JSONL is UTF-8: save it as that.", param="input_file_id")
         *ended, rest = piece.split(b"\n")
         for part in ended:
             number += 1

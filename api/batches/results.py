@@ -5,7 +5,6 @@ and a slow reader holds nothing.
 """
 
 import csv
-import io
 import sys
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,13 +14,16 @@ from uuid import UUID
 import orjson
 from sqlalchemy import RowMapping
 
+from api.batches.records import Dialect
+from api.csvcells import harmless
 from models.database import Read
 from models.results import SELECT_FINISHING_ORDER, SELECT_TOTAL, page
 
 PAGE_ROWS = 1000
 PAGE_BYTES = 2 << 20
 OWN_COLUMNS = ("output", "error", "model", "input_tokens", "output_tokens", "cost_usd")
-_EXECUTED = ("=", "+", "-", "@", "\t", "\r", "\n")
+_LINE_END = "\r\n"
+_MARK = "\ufeff"
 
 Order = Literal["input", "finished"]
 Pages = AsyncIterator[Sequence[str]]
@@ -40,31 +42,44 @@ async def jsonl_results(read: Read, batch_id: UUID, order: Order) -> AsyncIterat
 
 
 async def csv_results(read: Read, sheet: RowMapping, order: Order, *, raw: bool) -> AsyncIterator[bytes]:
-    """Every row that has a result: the input's columns, then ours.
+    """Every row that has a result: the input's columns, then ours, written as the input was.
 
     Cells that a spreadsheet would execute get an apostrophe in front, unless ``raw``.
     """
     columns = sheet["columns"] if sheet["columns"] is not None else ["custom_id"]
-    write = _writer(lambda cell: cell) if raw else _writer(harmless)
+    dialect = dialect_of(sheet)
+    write = _writer((lambda cell: cell) if raw else harmless, dialect)
+    if dialect.mark:
+        yield _MARK.encode(dialect.encoding)
     yield write([[*columns, *(_distinct(name, columns) for name in OWN_COLUMNS)]])
     async for lines in _pages(read, sheet["id"], "csv", "all", order):
         documents = map(orjson.loads, lines)
         yield write([[*cells, *own] for cells, *own in documents])
 
 
-def harmless(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula (OWASP, CSV injection)."""
-    return f"'{cell}" if cell.startswith(_EXECUTED) or cell.lstrip(" ").startswith(_EXECUTED) else cell
+def dialect_of(sheet: RowMapping) -> Dialect:
+    """How a batch's results are written as CSV: as its file was."""
+    parts = sheet["template"] or ()
+    return next((Dialect(**part["file"]) for part in parts if "file" in part), Dialect())
 
 
-def _writer(convert: Callable[[str], str]) -> Callable[[Sequence[Sequence[Any]]], bytes]:  # Any: JSON
+def _writer(convert: Callable[[str], str], dialect: Dialect) -> Callable[[Sequence[Sequence[Any]]], bytes]:  # Any: JSON
     def write(rows: Sequence[Sequence[Any]]) -> bytes:  # Any: JSON
-        buffer = io.StringIO()
-        cells = ([convert(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-        csv.writer(buffer).writerows(cells)
-        return buffer.getvalue().encode()
+        lines: list[str] = []
+        writer = csv.writer(_Lines(lines), delimiter=dialect.separator)
+        writer.writerows([convert(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+        if dialect.line_end != _LINE_END:
+            lines = [line.removesuffix(_LINE_END) + dialect.line_end for line in lines]
+        return "".join(lines).encode(dialect.encoding)
 
     return write
+
+
+class _Lines:
+    """What csv.writer writes to: a list of lines, each with its end. With CR and LF as its end, it quotes both."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.write = lines.append
 
 
 def _distinct(name: str, columns: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ _FLAGS = frozenset({"completion_window", "metadata", "name", "priority", "max_pa
 
 
 def endpoint_of(path: Path) -> str | None:
-    """The endpoint that a file's first request names; None when the file is of another kind."""
+    """The endpoint that the first request of a file names, after blank lines; None when the file is of another kind."""
     with path.open("rb") as file:
         first = file.readline(_MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
         while first.isspace():

@@ -73,6 +73,7 @@ def run_batch(
         InputFormat | None, typer.Option("--format", help="The file's, if not by its name.")
     ] = None,
     delimiter: Annotated[str | None, typer.Option(help="Of a CSV file, if not the one that is found.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a CSV file, if not UTF-8, such as windows-1252.")] = None,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Compute rows with the same request once.")] = False,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Rows at a time, at most.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Among your batches.")] = None,
@@ -110,6 +111,7 @@ def run_batch(
                 "id_column": id_column,
                 "format": input_format,
                 "delimiter": delimiter,
+                "encoding": encoding,
                 "dedupe": dedupe or None,
                 "max_parallel": max_parallel,
                 "priority": priority,

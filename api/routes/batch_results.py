@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
 
-from api.batches.results import csv_results, jsonl_results
+from api.batches.results import csv_results, dialect_of, jsonl_results
 from api.deps import BatchId, CallerDep, ServicesDep
 from api.openapi import refusals
 from api.responses import attachment
@@ -32,7 +32,8 @@ async def get_results(
 ) -> Response:
     """Read the rows that have a result so far.
 
-    In CSV these are the input's columns and `output`, `error`, `model`, `input_tokens`, `output_tokens`, `cost_usd`.
+    In CSV these are the input's columns and `output`, `error`, `model`, `input_tokens`, `output_tokens`, `cost_usd`,
+    with the byte-order mark, the separator and the line ends of the input.
     """
     sheet = await read_one(services.pools.light, SELECT_SHEET, {"id": batch_id, "tenant_id": caller.tenant_id})
     if sheet is None:
@@ -40,6 +41,7 @@ async def get_results(
     headers = attachment(f"{to_wire(BATCH, batch_id)}.{format}")
     if format == "csv":
         content = csv_results(services.reads.of(caller.tenant_id), sheet, order, raw=raw)
-        return StreamingResponse(content, headers=headers, media_type="text/csv")
+        media_type = f"text/csv; charset={dialect_of(sheet).encoding}"
+        return StreamingResponse(content, headers=headers, media_type=media_type)
     content = jsonl_results(services.reads.of(caller.tenant_id), batch_id, order)
     return StreamingResponse(content, headers=headers, media_type="application/x-ndjson")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.auth import Caller
 from api.batches.estimates import estimate
-from api.batches.forms import Form, read_form
+from api.batches.forms import ENCODINGS, Form, read_form
 from api.batches.orders import Order, Taken
 from api.bodies import shorten
 from api.deps import Services, services_of
@@ -51,8 +51,9 @@ _FORM = documented_form(
         "name": {**_TEXT, "maxLength": 256},
         "delimiter": {
             **_TEXT,
-            "description": "Of a CSV; sniffed among comma, semicolon and tab if absent.",
+            "description": "Of a CSV; sniffed among comma, semicolon, tab and pipe if absent.",
         },
+        "encoding": {"enum": list(ENCODINGS), "description": "Of a CSV without a byte-order mark; UTF-8 if absent."},
         "format": {"enum": ["csv", "jsonl", "xlsx"]},
         **dict.fromkeys(("model", "priority", "user", "team", "fallbacks", "max_cost_usd"), _TEXT),
         **{name: {"type": "integer"} for name in ("max_tokens", "seed", "top_k")},

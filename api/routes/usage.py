@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from api.csvcells import harmless
 from api.deps import CallerDep, ServicesDep
 from api.openapi import answer, refusals
 from api.responses import json_response
@@ -20,8 +21,6 @@ from models.pricing import as_wire
 DEFAULT_DAYS = 30
 _FIRST_YEAR, _LAST_YEAR = 2000, 9000
 _NUMBERS = ("jobs", "attempts", "input_tokens", "output_tokens", "cost_usd")
-_EXECUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""How a cell begins that a spreadsheet takes for a formula. Source: OWASP, "CSV Injection"."""
 
 router = APIRouter(tags=["Usage"])
 
@@ -61,7 +60,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:  # An
 
 
 def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_EXECUTED) else value
+    return harmless(value) if isinstance(value, str) else value
 
 
 def _groups(text: str) -> list[str]:

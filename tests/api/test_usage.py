@@ -83,8 +83,8 @@ async def test_an_attempt_shows_cached_reasoning_and_estimated_tokens(
 
 @pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
 def test_a_cell_that_a_spreadsheet_would_execute_becomes_text(begins: str) -> None:
-    rows = csv.reader(io.StringIO(as_csv(["a", "b"], [{"a": f"{begins}1", "b": -1}]), newline=""))
-    assert list(rows)[1] == [f"'{begins}1", "-1"]
+    rows = csv.reader(io.StringIO(as_csv(["a", "b"], [{"a": f"{begins}A1", "b": -1}]), newline=""))
+    assert list(rows)[1] == [f"'{begins}A1", "-1"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from api.batches.forms import read_form
 from api.batches.intake import read_prompts
 from api.batches.planning import Marks, Planner, distinct_sizes
 from api.batches.problems import Problems
-from api.batches.records import Group
+from api.batches.records import Dialect, Group
 from api.batches.rows import BatchDraft
 from api.batches.templates import TemplateProblem, compile_template
 from api.schemas.requests import JobRequest
@@ -148,7 +148,7 @@ def test_equal_requests_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_draft_has_the_route_and_the_shared_request_and_no_prompt() -> None:
     made, _ = planner([["1", "x", ""]], model="tiny", system="Be {{{{brief", temperature="0.5", priority="low")
     draft = BatchDraft(UUID(int=1), UUID(int=2), "/v1/chat/completions", "24h", 86_400)
-    made.complete(draft, COLUMNS)
+    made.complete(draft, COLUMNS, Dialect())
     assert draft.request == {
         "max_tokens": 256,
         "temperature": 0.5,

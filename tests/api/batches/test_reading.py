@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.batches.csvfile import sniff_separator
+from api.batches.forms import read_form
 from api.batches.opening import open_table
 from api.batches.problems import Problems
-from api.batches.records import MAX_CELL_CHARS, Unreadable
+from api.batches.records import MAX_CELL_CHARS, Dialect, Unreadable
 from tests.api.batches.sheets import packed, sheet, workbook
 
 Rows = list[list[str]]
@@ -89,7 +90,7 @@ def test_a_value_that_is_no_text_becomes_its_json() -> None:
     ],
 )
 def test_the_separator_is_the_one_that_divides_the_first_row_most(head: str, separator: str) -> None:
-    assert sniff_separator(head.encode()) == separator
+    assert sniff_separator(head) == separator
 
 
 def test_excels_own_separator_line_is_obeyed() -> None:
@@ -120,7 +121,7 @@ def test_an_unclosed_quote_in_a_long_file_is_found_where_it_is() -> None:
 
 def test_what_cannot_be_stored_is_named_with_its_line() -> None:
     _, _, _, problems = read(b"id,text\n1,caf\xe9\n2,fine\n3,a\x00b\n4,\xff\xfe\n")
-    assert [line for line, _ in problems] == [2, 4, 5]
+    assert [line for line, _ in problems] == [2, 4]
     assert "0xe9 is not UTF-8" in problems[0][1]
     assert "U+0000" in problems[1][1]
 
@@ -146,15 +147,27 @@ def test_formulas_are_text_like_any_other() -> None:
         (b"\n\n", "a.jsonl", "empty"),
         (gzip.compress(b"a,b\n1,2\n", mtime=0), "a.csv", "gzip"),
         (b"%PDF-1.7 ...", "a.csv", "PDF"),
-        ("a,b\n1,2\n".encode("utf-16"), "a.csv", "UTF-16"),
+        ('{"a": 1}\n'.encode("utf-16"), "a.jsonl", "UTF-16"),
+        ('{"a": 1}\n'.encode("utf-16"), "a", "UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16-be"), "a.csv", "UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16") + b"\x00\xd8\x0a\x00", "a.csv", "not UTF-16"),
         (workbook([["a"], ["1"]]), "a.csv", "name it .xlsx"),
-        (b"a,b\n", "a.xlsx", "no .xlsx workbook"),
+        (b"a,b\n", "a.xlsx", "no .xlsx workbook, but text"),
         (b"PK\x03\x04 is not all that it takes", "a.xlsx", "cannot be read"),
         (bytes(range(32)) * 100, "a.csv", "not text"),
         (b"," * 1_000_000, "a.csv", "1,000,001 columns"),
         (b"\n".join(b'{"%d": 1}' % number for number in range(2000)), "a.jsonl", "1,000 different keys"),
         (b"a,b,a\n", "a.csv", "Two columns are named 'a'"),
-        (b"a,,b\n", "a.csv", "Column 2 has no name"),
+        (b"a,,b,,c\n", "a.csv", "Columns 2 and 4 have no name"),
+        (b",,\n,,\n", "a.csv", "empty"),
+        (b"<html><body><table><tr><td>a</td></tr></table>", "a.xls", "an HTML page"),
+        (b'<?xml version="1.0"?><Workbook xmlns="urn:schemas-microsoft-com:office:spreadsheet">', "a.xls", "XML"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(4000), "a.xls", "old Excel workbook"),
+        (
+            b"\xd0\xcf\x11\xe0" + bytes(9000) + "EncryptedPackage".encode("utf-16-le"),
+            "a.xlsx",
+            "locked with a password",
+        ),
         (b'[{"a": 1},\n{"a": 2}]', "a.json", "each line must be one whole JSON object"),
         (b"x" * 5_000_000, "a.csv", "4,194,304 characters"),
         (b'{"a": "' + b"x" * 5_000_000 + b'"}', "a.jsonl", "4,194,304 bytes"),
@@ -177,6 +190,112 @@ def test_the_first_sheet_of_a_workbook_is_read_as_its_csv_would_be() -> None:
     assert rows == [["1", "a\nb", "TRUE"], ["2.5", "<&>", ""], ["3", "", "FALSE"], ["", "", "4"]]
     assert lines == [2, 3, 4, 5]
     assert problems == []
+
+
+CSV_FORMS = {
+    "Excel, CSV UTF-8": (b"\xef\xbb\xbfid,city\r\n1,K\xc3\xb6ln\r\n", Dialect(mark=True)),
+    "Excel in Germany": (b"\xef\xbb\xbfid;city\r\n1;K\xc3\xb6ln\r\n", Dialect(";", mark=True)),
+    "Excel, Unicode text": ("id\tcity\r\n1\tKöln\r\n".encode("utf-16"), Dialect("\t", "\r\n", True, "utf-16-le")),
+    "Unicode text, big-endian": (
+        b"\xfe\xff" + "id\tcity\n1\tKöln\n".encode("utf-16-be"),
+        Dialect("\t", "\n", True, "utf-16-be"),
+    ),
+    "Excel's separator line": ("sep=;\r\nid;city\r\n1;Köln\r\n".encode(), Dialect(";")),
+    "its line in UTF-16": ("sep=;\r\nid;city\r\n1;Köln\r\n".encode("utf-16"), Dialect(";", "\r\n", True, "utf-16-le")),
+    "old Macintosh": ("id,city\r1,Köln\r".encode(), Dialect(line_end="\r")),
+    "Unix": ("id,city\n1,Köln\n".encode(), Dialect(line_end="\n")),
+    "mixed line ends": ("id,city\n1,Köln\r\n".encode(), Dialect(line_end="\n")),
+    "pipes": ("id|city\r\n1|Köln\r\n".encode(), Dialect("|")),
+    "no line end": ("id,city\r\n1,Köln".encode(), Dialect()),
+    "separators at the ends": ("id,city,,\r\n1,Köln,,\r\n".encode(), Dialect()),
+    "separators at the ends of rows": ("id,city\r\n1,Köln,\r\n".encode(), Dialect()),
+    "empty rows before": (",,\r\n,,\r\nid,city,\r\n1,Köln,\r\n".encode(), Dialect()),
+    "blank lines": ("\r\nid,city\r\n\r\n1,Köln\r\n   \r\n".encode(), Dialect()),
+    "quoted": ('"id";"city"\r\n"1";"Köln"\r\n'.encode(), Dialect(";")),
+}
+
+
+@pytest.mark.parametrize("form", CSV_FORMS)
+def test_csv_is_read_in_the_forms_that_programs_write_and_its_form_is_kept(form: str) -> None:
+    """sqlpage/SQLPage#528, getodk/central#752, mtotschnig/MyExpenses#1432, ag-grid/ag-grid#655."""
+    data, dialect = CSV_FORMS[form]
+    assert read(data)[:2] == (["id", "city"], [["1", "Köln"]])
+    table = open_table(io.BytesIO(data), "a.csv", Problems())
+    assert list(table.groups)
+    assert table.dialect == dialect
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("windows-1252", "é€"),
+        ("iso-8859-15", "é€"),
+        ("windows-1251", "Привет"),
+        ("shift-jis", "日本"),
+        ("gb18030", "中文"),
+    ],
+)
+def test_another_encoding_is_read_when_it_is_named_and_results_are_utf8_with_a_mark(encoding: str, text: str) -> None:
+    data = f"id;t\n1;{text}\n".encode(encoding)
+    named = read_form({"encoding": encoding, "model": "small"}).encoding
+    table = open_table(io.BytesIO(data), "a.csv", Problems(), encoding=named)
+    assert [group.cells for group in table.groups] == [[["1", text]]]
+    assert table.dialect == Dialect(";", "\n", mark=True)
+
+
+def test_an_encoding_is_named_once_with_the_first_line() -> None:
+    _, _, _, problems = read("id,t\n1,a\n2,é\n3,é\n4,é\n".encode("windows-1252"))
+    ((line, message),) = problems
+    assert line == 3
+    assert "encoding=windows-1252" in message
+    assert "UTF-16 text without a byte-order mark" in refusal("id,t\n1,a\n".encode("utf-16-le"))
+
+
+def test_the_index_of_pandas_and_columns_without_a_name() -> None:
+    """pandas writes its index as a first column without a name; R writes one in its rows only."""
+    assert read(b",id,text\n0,1,a\n1,2,b\n")[:2] == (["", "id", "text"], [["0", "1", "a"], ["1", "2", "b"]])
+    assert read(b"a,,b\n1,2,3\n")[:2] == (["a", "", "b"], [["1", "2", "3"]])
+    _, rows, _, problems = read(b"id,text,\n1,a,\n2,b,c\n3,d,,e\n4\n")
+    assert rows == [["1", "a"]]
+    assert [line for line, _ in problems] == [3, 4, 5]
+    assert "Column 3 has no name" in problems[0][1]
+
+
+def test_text_named_as_an_old_workbook_is_read_as_what_it_is() -> None:
+    assert read(b"id\ttext\n1\ta\n", "export.xls")[:2] == (["id", "text"], [["1", "a"]])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        ("12345678901234567890123", "12345678901234567890123"),
+        ("1.10", "1.10"),
+        ("-0", "-0"),
+        ("1e5", "1e5"),
+        ("1.0E+300", "1.0E+300"),
+        ("18446744073709551616", "18446744073709551616"),
+        ('{"a": [1.50, 100000000000000000000], "b": "1.10"}', '{"a":[1.50,100000000000000000000],"b":"1.10"}'),
+        ("[0.10]", "[0.10]"),
+        ("true", "true"),
+        ('"1.10"', "1.10"),
+    ],
+)
+def test_numbers_of_jsonl_keep_the_digits_of_the_file(value: str, text: str) -> None:
+    """ijl/orjson#517, #53, #308."""
+    assert read(f'{{"x": {value}, "t": "v1.10"}}\n'.encode(), "a.jsonl")[1] == [[text, "v1.10"]]
+
+
+def test_jsonl_as_people_send_it() -> None:
+    """infiniflow/ragflow#19179, vllm-project/vllm#7132, headroomlabs-ai/headroom#2316, mkht/PSOpenAI#19."""
+    data = b'\xef\xbb\xbf\n{"a": 1}\r\n   \n{"a": 2}\nnull\n[1,2]\n3\n{"a": 3}'
+    _, rows, lines, problems = read(data, "a.jsonl")
+    assert (rows, lines) == ([["1"], ["2"], ["3"]], [2, 4, 8])
+    assert [line for line, _ in problems] == [5, 6, 7]
+    assert refusal(b"\nnull\n", "a.jsonl") == "No line of the file is a JSON object."
+    assert read(b'{"a": 1e999}\n{"a": 1}\n', "a.jsonl")[1] == [["1"]]
+    deep = b'{"a": ' + b"[" * 600 + b"1.5" + b"]" * 600 + b"}\n"
+    assert read(deep, "a.jsonl")[3] == [(1, "A value of this line has too many levels.")]
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked() -> None:

@@ -87,6 +87,25 @@ async def test_lines_are_the_same_however_the_file_is_cut(size: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [1, 2, 1000])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+async def test_utf16_is_named_once_and_not_for_each_line(size: int, encoding: str) -> None:
+    """mkht/PSOpenAI#19."""
+    content = f"\ufeff{json.dumps(line('a'))}\n{json.dumps(line('b'))}\n".encode(encoding)
+    with pytest.raises(ValidationFailed, match="UTF-16 text; JSONL is UTF-8"):
+        [found async for found in lines_of(pieces(content, size))]
+
+
+async def test_marks_blank_lines_and_a_missing_last_line_end_cost_no_row(catalog: Catalog) -> None:
+    """infiniflow/ragflow#19179, llm-d/llm-d-batch-gateway#574, vllm-project/vllm#7132."""
+    good = [json.dumps(line(name)).encode() for name in ("a", "b")]
+    content = [b"\xef\xbb\xbf", good[0] + b"\r", b"   ", good[1]]
+    reading = await Reading(catalog).read(content)
+    assert [row[1:4] for row in reading.rows] == [["1", "2", "a"], ["2", "4", "b"]]
+    reading = await Reading(catalog).read([*content, b"null", b"[1,2]"])
+    assert {found for _, _, found in reading.errors} == {5, 6}
+
+
 async def test_a_line_without_end_is_never_held(catalog: Catalog) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield b"first\n"

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -12,7 +13,8 @@ import pytest
 from openai.types.chat import ChatCompletion
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.batches.results import PAGE_BYTES, PAGE_ROWS, Order, csv_results, harmless, jsonl_results, openai_lines
+from api.batches.records import Dialect
+from api.batches.results import OWN_COLUMNS, PAGE_BYTES, PAGE_ROWS, Order, csv_results, jsonl_results, openai_lines
 from models.database import create_engine, dump_json, fetch_one, read_all
 from models.ids import new_id
 from models.pricing import Usage
@@ -109,7 +111,7 @@ async def test_a_column_of_the_input_that_has_our_columns_name_stays(database: D
     assert (await as_csv(engine, database, batch_id))[0][:2] == ["output", "headrace_output"]
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r1", "\n1", "  =cmd|' /C calc'!A0"])
+@pytest.mark.parametrize("cell", ["=1+1", "+A1", "-1+2", "@SUM(A1)", "\t=1", "\r1", "\n1", "  =cmd|' /C calc'!A0"])
 async def test_cells_that_a_spreadsheet_would_execute_are_neutralised_unless_raw(
     database: Database, engine: AsyncEngine, cell: str
 ) -> None:
@@ -122,8 +124,34 @@ async def test_cells_that_a_spreadsheet_would_execute_are_neutralised_unless_raw
     assert [row[:2] for row in await as_csv(engine, database, batch_id, raw=True)] == [[cell, "output"], [cell, cell]]
 
 
-def test_other_cells_stay_as_they_are() -> None:
-    assert [harmless(cell) for cell in ("", "a=b", "1-2", " x", "'=")] == ["", "a=b", "1-2", " x", "'="]
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        Dialect(),
+        Dialect(";", mark=True),
+        Dialect("\t", "\r\n", True, "utf-16-le"),
+        Dialect("\t", "\n", True, "utf-16-be"),
+        Dialect("|", "\n"),
+        Dialect(line_end="\r"),
+    ],
+    ids=str,
+)
+async def test_csv_is_written_as_the_input_was(database: Database, engine: AsyncEngine, dialect: Dialect) -> None:
+    """sqlpage/SQLPage#528, getodk/central#752, mtotschnig/MyExpenses#1432, ag-grid/ag-grid#655."""
+    template = dump_json([{"column": 0}, {"file": asdict(dialect)}])
+    batch_id = new_batch(database, ["Köln"], columns=["city"], template=template)
+    answer = "a;b,c\td|e\rf\ng\r\nh \U0001f600"
+    end_row(database, batch_id, 1, answer)
+    sheet = await fetch_one(engine, SELECT_SHEET, {"id": batch_id, "tenant_id": database.tenant_id})
+    assert sheet is not None
+    content = b"".join([piece async for piece in csv_results(partial(read_all, engine), sheet, "input", raw=False)])
+    text = content.decode(dialect.encoding)
+    assert text.startswith("\ufeff") == dialect.mark
+    text = text.removeprefix("\ufeff")
+    assert text.endswith(dialect.line_end)
+    assert text.startswith(dialect.separator.join(("city", *OWN_COLUMNS)) + dialect.line_end)
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=dialect.separator))
+    assert rows[1][:2] == ["Köln", answer]
 
 
 async def test_the_latest_round_of_a_row_counts_and_one_that_is_to_run_again_has_no_result(

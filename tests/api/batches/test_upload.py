@@ -87,7 +87,9 @@ async def test_a_csv_becomes_a_batch_with_its_rows_as_they_were(
         "seed": 7,
         "messages": [{"role": "system", "content": "Be brief."}],
     }
-    assert row["template"] == [{"text": "Say "}, {"column": 1}]
+    *template, form = row["template"]
+    assert template == [{"text": "Say "}, {"column": 1}]
+    assert form == {"file": {"separator": ",", "line_end": "\n", "mark": False, "encoding": "utf-8"}}
     rows = await stored(engine, tenant, "batch_rows")
     assert [(r["number"], r["line"], r["custom_id"], r["cells"]) for r in rows] == [
         (1, 2, "1", ["1", "hello", "=cmd()"]),
@@ -123,6 +125,27 @@ async def test_an_upload_sent_again_with_its_key_is_the_same_batch(
     (listed,) = (await client.get("/v1/budgets")).json()["data"]
     assert Decimal(listed["reserved_usd"]) == row["reserved_usd"] > 0
     assert (await keyed("another")).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("data", "begins", "ends"),
+    [
+        (b"\xef\xbb\xbfid;city\r\n1;K\xc3\xb6ln\r\n", b"\xef\xbb\xbfid;city;output;", b"\r\n"),
+        (b"id,city\n1,K\xc3\xb6ln\n", b"id,city,output,", b"_usd\n"),
+        ("id\tcity\n1\tKöln\n".encode("utf-16"), "\ufeffid\tcity\toutput".encode("utf-16-le"), b"\n\0"),
+        (workbook([["id", "city"], [1, "Köln"]]), b"\xef\xbb\xbfid,city,output,", b"\r\n"),
+        (b'{"id": 1.10, "city": "x"}\n', b"id,city,output,", b"\r\n"),
+    ],
+)
+async def test_results_as_csv_have_the_form_of_the_input(
+    client: httpx.AsyncClient, data: bytes, begins: bytes, ends: bytes
+) -> None:
+    made = (await send(client, data, "rows", prompt="{{city}}")).json()
+    response = await client.get(f"/v1/batches/{made['id']}/results")
+    encoding = "utf-16-le" if begins.startswith(b"\xff\xfe") else "utf-8"
+    assert response.headers["content-type"] == f"text/csv; charset={encoding}"
+    assert response.content.startswith(begins)
+    assert response.content.endswith(ends)
 
 
 async def test_other_formats_and_a_system_message_of_each_row(

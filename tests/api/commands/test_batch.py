@@ -191,6 +191,24 @@ def test_a_file_of_openai_requests_runs_as_it_is(person: Person) -> None:
     assert refused.stderr == "headrace: the lines of requests.jsonl are whole requests; leave out --model\n"
 
 
+def test_a_mark_blank_lines_and_no_last_line_end_hide_no_request(person: Person) -> None:
+    lines = "\ufeff\n" + request_line(0).replace("\n", "\r\n") + "   \n" + request_line(1).rstrip("\n")
+    person.write("requests.jsonl", lines)
+    done = person.run("batch", "run", "requests.jsonl", "-o", "out.jsonl")
+    assert "2 of 2 rows completed" in done.stderr
+    (person.directory / "requests.jsonl").write_bytes(lines.removeprefix("\ufeff").encode("utf-16"))
+    done = person.run("batch", "run", "requests.jsonl", "--prompt", "{{text}}", "-o", "out2.jsonl", expect=2)
+    assert "The file is UTF-16 text; JSONL is UTF-8: save it as that." in done.stderr
+
+
+def test_results_of_a_sheet_in_another_encoding_are_written_as_a_spreadsheet_wants_them(person: Person) -> None:
+    (person.directory / "rows.csv").write_bytes("id;text\r\n1;Köln\r\n".encode("windows-1252"))
+    refused = person.run("batch", "run", "rows.csv", "--prompt", "{{text}}", "-o", "out.csv", expect=2)
+    assert refused.stderr.count("is not UTF-8") == 2  # the summary, and the table
+    person.run("batch", "run", "rows.csv", "--prompt", "{{text}}", "--encoding", "windows-1252", "-o", "out.csv")
+    assert (person.directory / "out.csv").read_bytes().startswith("\ufeffid;text;output;".encode())
+
+
 def test_wrong_openai_requests_are_told_by_line(person: Person) -> None:
     person.write("requests.jsonl", request_line(1) + request_line(2, max_tokens="many") + request_line(1))
     done = person.run("batch", "run", "requests.jsonl", "-o", "out.jsonl", expect=2)
