@@ -40,6 +40,12 @@ async def engine(fragile: EmbeddedPostgres) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
+@pytest.fixture
+async def tenant(engine: AsyncEngine) -> Tenant:
+    """A tenant of the server that a test stops."""
+    return await new_tenant(engine)
+
+
 async def restart(server: EmbeddedPostgres) -> None:
     await asyncio.to_thread(server.stop)
     await asyncio.to_thread(server.start)
