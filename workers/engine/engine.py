@@ -234,12 +234,20 @@ class Engine:
             if ready is None:
                 return
             order, match = ready
+            if self._must_repeat(order):
+                self._cache.forget()
+                match = None
             slot = self._cache.admit(order.need, match)
             if slot is None:
                 return
             self._waiting.serve(order)
             self._running.append(Running(order, slot, match.tokens if match else 0))
             self.stats.shared_tokens += match.tokens if match else 0
+
+    def _must_repeat(self, order: Waiting) -> bool:
+        """Whether an order's answer must be the same each time: one with a seed that has the engine to itself. What is
+        kept of others would change where and in which portions its prompt is computed, and so the last bits."""
+        return order.work.sampling.seed is not None and not self._running
 
     def _beginnings(self, order: Waiting) -> Iterator[Match | None]:
         """The computed beginning that an order starts from, perhaps None; nothing while it waits for a better one."""

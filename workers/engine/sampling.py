@@ -4,6 +4,7 @@ import ctypes
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from time import thread_time
 from typing import Any
 
@@ -21,7 +22,8 @@ from workers.engine.model import Model
 
 _PENALTY_WINDOW = 64
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-_SEEDS = 2**32
+_RANDOM_SEED = 2**32 - 1
+"""What llama.cpp takes for the wish for a seed of its own choice."""
 
 SLOW_CALL_S = 0.25
 MOST_SLOW_CALLS = 8
@@ -179,16 +181,15 @@ class Sampler:
 
     def _choose_fitting(self, token: int | None, logits: Logits, candidates: Candidates, left: int) -> int | None:
         """Another token than one that does not fit: the next choices, or that of the shortest way to the end."""
-        assert self._ending is not None
-        refused: list[int] = []
-        while token is not None and len(refused) < (_OTHER_CHOICES if self._ending.fewest < left else 0):
+        ending, refused = self._ending, list[int]()
+        while ending is not None and token is not None and len(refused) < _OTHER_CHOICES and ending.fewest < left:
             refused.append(token)
             token = self._choose_permitted(logits, candidates, refused)
-            if token is not None and self._fits(token, left):
+            if self._fits(token, left) and token is not None:
                 return token
-        if self._ending is None:
+        if ending is None or self._ending is None:
             return token
-        shortest = self._ending.next_token()
+        shortest = ending.next_token()
         if self._permits(shortest, candidates):
             return shortest
         log.error("grammar.followed_wrongly", token=shortest)
@@ -238,6 +239,14 @@ def _chain(model: Model, sampling: Sampling) -> Any:  # Any: C's pointer to a sa
     return chain
 
 
+def fold_seed(seed: int) -> int:
+    """A seed as llama.cpp takes it, in 32 bits: those that it takes as they are stay, others are hashed."""
+    if 0 <= seed < _RANDOM_SEED:
+        return seed
+    digest = sha256(str(seed).encode()).digest()
+    return int.from_bytes(digest[:4], "big") % _RANDOM_SEED
+
+
 def _samplers(model: Model, sampling: Sampling) -> list[Any]:
     """In the order of llama.cpp's own tools."""
     made: list[Any] = []
@@ -246,7 +255,7 @@ def _samplers(model: Model, sampling: Sampling) -> list[Any]:
         made.append(llama.llama_sampler_init_penalties(model.vocabulary, _PENALTY_WINDOW, *penalties))
     if sampling.temperature <= 0:
         return [*made, llama.llama_sampler_init_greedy()]
-    seed = random.getrandbits(32) if sampling.seed is None else sampling.seed % _SEEDS
+    seed = random.getrandbits(32) if sampling.seed is None else fold_seed(sampling.seed)
     if sampling.top_k > 0:
         made.append(llama.llama_sampler_init_top_k(sampling.top_k))
     if sampling.top_p < 1:
