@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from workers.engine.gbnf import (
     EMPTY,
+    MAX_REPETITIONS,
     Chars,
     Expression,
     Range,
     Ref,
+    Repeat,
     Rules,
     Text,
     all_but,
@@ -40,6 +42,11 @@ SPACE = Ref("ws")
 CHARACTER = Ref("char")
 QUOTE = Text('"')
 
+BLOCK = 200
+"""Long strings are counted in blocks of so many characters."""
+
+_BLOCK_OF_CHARACTERS = Repeat(CHARACTER, BLOCK, BLOCK)
+
 
 def define_basics(rules: Rules) -> None:
     """Define what every JSON grammar refers to."""
@@ -68,7 +75,10 @@ def text_in_string(text: str) -> str:
 
 def string(least: int = 0, most: int | None = None) -> Expression:
     """A string of so many characters."""
-    return concat(QUOTE, repeat(CHARACTER, least, most), QUOTE)
+    if max(least, most or 0) <= MAX_REPETITIONS:
+        return concat(QUOTE, repeat(CHARACTER, least, most), QUOTE)
+    more = repeat(CHARACTER, 0, None) if most is None else _up_to(most - least)
+    return concat(QUOTE, repeat(_BLOCK_OF_CHARACTERS, *[least // BLOCK] * 2), _some(least % BLOCK), more, QUOTE)
 
 
 def integer(low: int | None, high: int | None) -> Expression | None:
@@ -149,6 +159,19 @@ def in_brackets(opening: str, inner: Expression, closing: str) -> Expression:
 def pair(key: Expression, value: Expression) -> Expression:
     """A key, with its quotes, and its value."""
     return concat(key, Text(":"), SPACE, value)
+
+
+def _up_to(most: int) -> Expression:
+    """So many characters at most: in whole blocks first, so that the grammar does not count each."""
+    blocks, rest = divmod(most, BLOCK)
+    full = concat(repeat(_BLOCK_OF_CHARACTERS, blocks, blocks), repeat(CHARACTER, 0, rest))
+    if not blocks:
+        return full
+    return choice([concat(repeat(_BLOCK_OF_CHARACTERS, 0, blocks - 1), repeat(CHARACTER, 0, BLOCK - 1)), full])
+
+
+def _some(number: int) -> Expression:
+    return repeat(CHARACTER, number, number)
 
 
 def _any(rules: Rules, depth: int, kind: str) -> Ref:
