@@ -1,7 +1,7 @@
 """The messages of a request in the shapes that chat templates take. Pure.
 
-Templates differ in what they refuse: a system turn (Gemma, early Mistral), two turns of one role in a row. The request is
-fine all the same, so its text is told in a shape that the template takes.
+Templates differ in what they refuse: a system turn (Gemma, early Mistral), two turns of one role in a row. The request
+is fine all the same, so its text is told in a shape that the template takes.
 """
 
 from collections.abc import Iterator

@@ -50,13 +50,15 @@ def open_model() -> Iterator[object]:
         pytest.param(NO_SYSTEM, [SYSTEM], "<user>Be brief.\n", id="a system turn alone"),
         # Mistral's "Conversation roles must alternate"
         pytest.param(ALTERNATE, [ONE, TWO], "<user>One.\n\nTwo.\n", id="two user turns in a row"),
-        pytest.param(ALTERNATE, [SYSTEM, ONE, TWO, SAID, TWO], "<user>Be brief.\n\nOne.\n\nTwo.\n<assistant>Said.\n<user>Two.\n"),
+        pytest.param(
+            ALTERNATE, [SYSTEM, ONE, TWO, SAID, TWO], "<user>Be brief.\n\nOne.\n\nTwo.\n<assistant>Said.\n<user>Two.\n"
+        ),
         pytest.param(ALTERNATE, [ONE, SAID, SAID, TWO], "<user>One.\n<assistant>Said.\n\nSaid.\n<user>Two.\n"),
         pytest.param(IGNORES_SYSTEM, [SYSTEM, ONE], "<user>Be brief.\n\nOne.\n", id="left out without a word"),
         pytest.param(SLIPS, [SYSTEM, ONE], "Be brief.\n\nOne.", id="a slip of the template"),
         pytest.param(ALTERNATE, [{**ONE, "content": ""}, TWO], "<user>Two.\n", id="an empty content"),
     ],
-)  # fmt: skip
+)
 def test_the_text_of_every_turn_reaches_the_model(
     open_model: object, template: str, messages: list[dict[str, str]], prompt: str
 ) -> None:
