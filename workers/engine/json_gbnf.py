@@ -86,10 +86,10 @@ def integer(low: int | None, high: int | None) -> Expression | None:
     options: list[Expression] = []
     if low is None or low < 0:
         nearest = 1 if high is None or high >= 0 else -high
-        negative = _naturals(nearest, None if low is None else -low)
+        negative = naturals(nearest, None if low is None else -low)
         options += [concat(Text("-"), negative)] if negative is not None else []
     if high is None or high >= 0:
-        positive = _naturals(max(0, low or 0), high)
+        positive = naturals(max(0, low or 0), high)
         options += [positive] if positive is not None else []
     return choice(options) if options else None
 
@@ -198,7 +198,7 @@ def _any(rules: Rules, depth: int, kind: str) -> Ref:
     return Ref(name)
 
 
-def _naturals(low: int, high: int | None) -> Expression | None:
+def naturals(low: int, high: int | None) -> Expression | None:
     """The natural numbers between two bounds, without leading zeros."""
     if high is not None and high < low:
         return None
@@ -250,8 +250,8 @@ def _decimals(low: Bound, high: Bound | None, places: int) -> Expression | None:
         return concat(Text(str(low.value)), zeros)
     options: list[Expression] = []
     if low.open and places:
-        options.append(concat(Text(f"{low.value}."), _not_zero(places)))
-    between = _naturals(low.value + low.open, None if high is None else high.value - 1)
+        options.append(concat(Text(f"{low.value}."), not_zero(places)))
+    between = naturals(low.value + low.open, None if high is None else high.value - 1)
     if between is not None:
         options.append(concat(between, fraction))
     if high is not None and not high.open:
@@ -259,7 +259,7 @@ def _decimals(low: Bound, high: Bound | None, places: int) -> Expression | None:
     return choice(options) if options else None
 
 
-def _not_zero(places: int) -> Expression:
+def not_zero(places: int) -> Expression:
     """Decimals of which one is not zero."""
     return choice(concat(Text("0" * zeros), _NONZERO, repeat(DIGIT, 0, places - 1 - zeros)) for zeros in range(places))
 

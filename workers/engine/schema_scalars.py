@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from math import ceil, floor
 from typing import Any
 
+from workers.engine.decimal_gbnf import decimals_between
 from workers.engine.gbnf import EMPTY, Expression, Rules, choose_text, concat
 from workers.engine.json_gbnf import BLOCK, MAX_BOUND, QUOTE, Bound, any_number, integer, number, string
 from workers.engine.pattern import convert_pattern
@@ -105,6 +106,10 @@ def _decimals(low: tuple[Decimal, bool] | None, high: tuple[Decimal, bool] | Non
     places = _places(step)
     if low is None and high is None and places is None:
         return any_number(), step is None
+    if step is None and any(edge is not None and edge[0] != edge[0].to_integral_value() for edge in (low, high)):
+        within = decimals_between(low, high) if all(abs(edge[0]) < MAX_BOUND for edge in (low, high) if edge) else None
+        if within is not None:
+            return within, True
     exact = step is None or places is not None
     least = most = None
     if low is not None:

@@ -88,6 +88,17 @@ EXACT: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "a probability": (field({"type": "number", "minimum": 0, "maximum": 1}), [0, 1, 0.25, 0.999], [1.5, 2, -0.1, 10]),
     "above zero": (field({"type": "number", "exclusiveMinimum": 0}), [0.5, 1, 12.75, 0.001], [0, -1]),
     "below zero": (field({"type": "number", "exclusiveMaximum": 0, "minimum": -2}), [-0.5, -2, -1.9], [0, 1, -3, -2.5]),
+    "from a half on": (field({"type": "number", "minimum": 0.5}), [0.5, 0.55, 1, 12.25], [0.49, 0, -1]),
+    "below one and a half": (
+        field({"type": "number", "exclusiveMaximum": 1.5, "minimum": -0.25}),
+        [1.49, 1.4999, 0, 1, -0.25, -0.2],
+        [1.5, 2, 1.51, -0.26, -1],
+    ),
+    "between decimals": (
+        field({"type": "number", "exclusiveMinimum": 0.001, "maximum": 98.6}),
+        [0.0011, 1, 98.6, 98.59, 98],
+        [0.001, 0, 98.61, 99],
+    ),
     "cents": (field({"type": "number", "multipleOf": 0.01}), [1, 1.1, 1.25, -3.05], [1.255]),
     "fives": (field({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 50}), [0, 5, 50], [1, 55, -5]),
     "lengths": (field({"type": "string", "minLength": 2, "maxLength": 3}), ["ab", "abc", "é😀", '"\\'], ["a", "abcd"]),
@@ -352,7 +363,7 @@ LOOSENED: dict[str, tuple[Any, Any]] = {
         | {"then": {"required": ["b"]}},
         {},
     ),
-    "half a bound": ({"type": "number", "minimum": 0.5}, 0.75),
+    "half a bound within one": ({"type": "number", "minimum": 0.5, "maximum": 0.75}, 0.75),
     "sevens": ({"type": "integer", "multipleOf": 7}, 14),
     "exclusive alternatives": (
         {"oneOf": [{"type": "string", "maxLength": 3}, {"type": "string", "minLength": 2}]},
