@@ -85,7 +85,8 @@ def read_cases(folder: Path) -> Iterator[Case]:
 
 
 def outcome(case: Case, found: Found | None, vocabulary: Vocabulary) -> str:
-    """What became of a schema, by the instances that came with it."""
+    """What became of a schema, by the instances that came with it: ``narrower`` when some that follow it are left out,
+    ``wrong`` when one that does not gets through although the grammar is said to be exact."""
     if found is None:
         return "refused"
     try:

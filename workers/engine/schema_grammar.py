@@ -169,6 +169,8 @@ class _Conversion:
         start = self._rules.reserve()
         self._rules.define(start, root)
         text, written = self._rules.write(start.name)
+        if not self._rules.has_end(start.name):
+            raise GrammarTooLargeError("no text is short enough to follow it")
         if self._rules.most_ways(written) > _MAX_WAYS:
             raise GrammarTooLargeError("too many alternatives are open at a time")
         probes = tuple(name for name in self._probes if name in written)

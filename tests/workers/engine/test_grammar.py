@@ -403,6 +403,14 @@ def test_looser_grammars_let_the_same_answers_through(name: str, limits: Limits)
         assert takes(grammar.text, json.dumps({"v": value}, ensure_ascii=False)), value
 
 
+def test_a_schema_that_always_needs_itself_again_becomes_any_json() -> None:
+    """No answer follows it: its grammar would go on until the tokens are spent."""
+    endless = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+    assert convert_schema(endless) is None
+    assert [level for level, _ in grammars_of(endless)] == [3]
+    assert convert_schema({**endless, "required": []}) is not None
+
+
 def test_joined_schemas_are_as_strict_as_each() -> None:
     schema = {
         "$defs": {"Named": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}},
