@@ -47,7 +47,8 @@ class References:
         """All identifiers and anchors, and from which base each schema's references go."""
         if self._named is not None:
             return self._named
-        self._named = named = {}
+        named: dict[str, Any] = {}  # Any: JSON Schemas
+        self._named = named
         self._base = _identifier(self._root)
         queue: deque[tuple[Any, str]] = deque([(self._root, "")])
         looked_at = 0
