@@ -16,7 +16,7 @@ from workers.engine.engine import Engine, EngineOptions
 from workers.engine.errors import EngineError
 from workers.engine.gbnf_reader import read_grammar
 from workers.engine.grammar import json_grammar, object_grammar
-from workers.engine.grammar_states import GrammarStates
+from workers.engine.grammar_states import GrammarStates, State
 from workers.engine.model import Model
 from workers.engine.sampling import GREEDY, Sampling
 from workers.engine.schema_grammar import convert_schema
@@ -151,7 +151,7 @@ def test_the_states_of_a_grammar_are_those_of_llama_cpp() -> None:
         states = GrammarStates(read_grammar(grammar.text), vocabulary().pieces)
         own = states.shortest(states.start)
         for text in (*texts, own, own[:-1], own + " ", own.replace("0", "7"), own.replace("a", "b")):
-            state = states.start
+            state: State | None = states.start
             for char in text:
                 state = states.after(state, char) if state is not None else None
             assert (state is not None and state.ends) == takes(grammar.text, text), (seed, text)
