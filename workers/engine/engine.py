@@ -19,6 +19,7 @@ import structlog
 from models.errors import FailureCode
 from workers.engine.cache import KVCache, Match, common_beginning
 from workers.engine.context import ABORTED, Context, ContextSize
+from workers.engine.ending import Endings
 from workers.engine.errors import EngineError
 from workers.engine.model import Model
 from workers.engine.pace import Pace, share_out
@@ -97,6 +98,7 @@ class Engine:
         self._pace = Pace(size.batch)
         self._speed = Speed()
         self._candidates = Candidates(model.vocabulary)
+        self._endings = Endings(lambda: model.tokens.pieces, model.piece)
         self._waiting: WaitingOrders[Waiting] = WaitingOrders(lambda order: order.work.tenant)
         self._running: list[Running] = []
         self._inbox: deque[Waiting | Future[None]] = deque()
@@ -124,7 +126,12 @@ class Engine:
 
         The answer ends where the context window does. Raises EngineError when the work cannot be done at all.
         """
-        order = Waiting(Ticket(on_text), self._check(work), Sampler(self.model, work.sampling, work.grammar))
+        checked = self._check(work)
+        ending = None if work.grammar is None else self._endings.follow(work.grammar)
+        if ending is not None:
+            _check_shortest(ending.fewest, work, checked.max_tokens)
+        sampler = Sampler(self.model, work.sampling, work.grammar, ending)
+        order = Waiting(Ticket(on_text), checked, sampler)
         with self._submitting:
             if self._closing:
                 order.sampler.close()
@@ -227,12 +234,20 @@ class Engine:
             if ready is None:
                 return
             order, match = ready
+            if self._must_repeat(order):
+                self._cache.forget()
+                match = None
             slot = self._cache.admit(order.need, match)
             if slot is None:
                 return
             self._waiting.serve(order)
             self._running.append(Running(order, slot, match.tokens if match else 0))
             self.stats.shared_tokens += match.tokens if match else 0
+
+    def _must_repeat(self, order: Waiting) -> bool:
+        """Whether an order's answer must be the same each time: one with a seed that has the engine to itself. What is
+        kept of others would change where and in which portions its prompt is computed, and so the last bits."""
+        return order.work.sampling.seed is not None and not self._running
 
     def _beginnings(self, order: Waiting) -> Iterator[Match | None]:
         """The computed beginning that an order starts from, perhaps None; nothing while it waits for a better one."""
@@ -329,7 +344,7 @@ class Engine:
         return self.stats.output_tokens - before
 
     def _write(self, running: Running, place: int) -> None:
-        token = running.sampler.choose(self._context.logits(place), self._candidates)
+        token = running.sampler.choose(self._context.logits(place), self._candidates, running.left)
         if token is None or (self.model.ends(token) and not running.work.ignore_eos):
             self._finish(running, "stop")
             return
@@ -388,6 +403,17 @@ class Engine:
         self.stats.sequences_kept = self._cache.retained
         self.stats.sequences_running = len(self._running)
         self.stats.orders_waiting = len(self._waiting)
+
+
+def _check_shortest(fewest: int, work: Work, most: int) -> None:
+    """Raises EngineError when no answer in the form fits into ``most`` tokens."""
+    if fewest <= most:
+        return
+    if most < work.max_tokens:
+        message = f"the shortest answer in its form takes {fewest} tokens; the context window leaves {most}"
+        raise EngineError(FailureCode.CONTEXT_LENGTH_EXCEEDED, message)
+    message = f"max_tokens: the shortest answer in its form takes {fewest} tokens, got {most}"
+    raise EngineError(FailureCode.PROVIDER_REJECTED, message)
 
 
 def _slot(running: Running) -> int:

@@ -181,6 +181,17 @@ class Rules:
         lines = [f"root ::= {root}", *(f"{name} ::= {_written(self.rules[name])}" for name in needed)]
         return "\n".join(lines) + "\n", frozenset(needed)
 
+    def has_end(self, root: str) -> bool:
+        """Whether some text follows a rule: one that always needs itself again has none."""
+        ending: set[str] = set()
+        found = -1
+        while found < len(ending):
+            found = len(ending)
+            for name in reversed(self.rules):
+                if name not in ending and _ends(self.rules[name], ending):
+                    ending.add(name)
+        return root in ending
+
     def most_ways(self, names: Iterable[str]) -> int:
         """The most ways to go on that one of some rules offers before it writes a character, and after nothing.
 
@@ -261,6 +272,20 @@ def without(ranges: Iterable[Range], removed: Iterable[Range]) -> tuple[Range, .
 def all_but(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """Every code point that is none of these."""
     return without([(0, _MAX_CODE_POINT)], ranges)
+
+
+def _ends(expression: Expression, ending: set[str]) -> bool:
+    """Whether some text follows an expression, by the rules of which that is known."""
+    match expression:
+        case Ref(name):
+            return name in ending
+        case Concat(items):
+            return all(_ends(item, ending) for item in items)
+        case Choice(options):
+            return any(_ends(option, ending) for option in options)
+        case Repeat(item, least, _):
+            return least == 0 or _ends(item, ending)
+    return True
 
 
 def _common_beginning(texts: Sequence[str]) -> int:

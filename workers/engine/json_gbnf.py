@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from workers.engine.gbnf import (
     EMPTY,
+    MAX_REPETITIONS,
     Chars,
     Expression,
     Range,
     Ref,
+    Repeat,
     Rules,
     Text,
     all_but,
@@ -40,6 +42,11 @@ SPACE = Ref("ws")
 CHARACTER = Ref("char")
 QUOTE = Text('"')
 
+BLOCK = 200
+"""Long strings are counted in blocks of so many characters."""
+
+_BLOCK_OF_CHARACTERS = Repeat(CHARACTER, BLOCK, BLOCK)
+
 
 def define_basics(rules: Rules) -> None:
     """Define what every JSON grammar refers to."""
@@ -68,7 +75,10 @@ def text_in_string(text: str) -> str:
 
 def string(least: int = 0, most: int | None = None) -> Expression:
     """A string of so many characters."""
-    return concat(QUOTE, repeat(CHARACTER, least, most), QUOTE)
+    if max(least, most or 0) <= MAX_REPETITIONS:
+        return concat(QUOTE, repeat(CHARACTER, least, most), QUOTE)
+    more = repeat(CHARACTER, 0, None) if most is None else _up_to(most - least)
+    return concat(QUOTE, repeat(_BLOCK_OF_CHARACTERS, *[least // BLOCK] * 2), _some(least % BLOCK), more, QUOTE)
 
 
 def integer(low: int | None, high: int | None) -> Expression | None:
@@ -76,10 +86,10 @@ def integer(low: int | None, high: int | None) -> Expression | None:
     options: list[Expression] = []
     if low is None or low < 0:
         nearest = 1 if high is None or high >= 0 else -high
-        negative = _naturals(nearest, None if low is None else -low)
+        negative = naturals(nearest, None if low is None else -low)
         options += [concat(Text("-"), negative)] if negative is not None else []
     if high is None or high >= 0:
-        positive = _naturals(max(0, low or 0), high)
+        positive = naturals(max(0, low or 0), high)
         options += [positive] if positive is not None else []
     return choice(options) if options else None
 
@@ -151,6 +161,19 @@ def pair(key: Expression, value: Expression) -> Expression:
     return concat(key, Text(":"), SPACE, value)
 
 
+def _up_to(most: int) -> Expression:
+    """So many characters at most: in whole blocks first, so that the grammar does not count each."""
+    blocks, rest = divmod(most, BLOCK)
+    full = concat(repeat(_BLOCK_OF_CHARACTERS, blocks, blocks), repeat(CHARACTER, 0, rest))
+    if not blocks:
+        return full
+    return choice([concat(repeat(_BLOCK_OF_CHARACTERS, 0, blocks - 1), repeat(CHARACTER, 0, BLOCK - 1)), full])
+
+
+def _some(number: int) -> Expression:
+    return repeat(CHARACTER, number, number)
+
+
 def _any(rules: Rules, depth: int, kind: str) -> Ref:
     name = f"{kind}-{depth}"
     if name in rules.rules:
@@ -175,7 +198,7 @@ def _any(rules: Rules, depth: int, kind: str) -> Ref:
     return Ref(name)
 
 
-def _naturals(low: int, high: int | None) -> Expression | None:
+def naturals(low: int, high: int | None) -> Expression | None:
     """The natural numbers between two bounds, without leading zeros."""
     if high is not None and high < low:
         return None
@@ -227,8 +250,8 @@ def _decimals(low: Bound, high: Bound | None, places: int) -> Expression | None:
         return concat(Text(str(low.value)), zeros)
     options: list[Expression] = []
     if low.open and places:
-        options.append(concat(Text(f"{low.value}."), _not_zero(places)))
-    between = _naturals(low.value + low.open, None if high is None else high.value - 1)
+        options.append(concat(Text(f"{low.value}."), not_zero(places)))
+    between = naturals(low.value + low.open, None if high is None else high.value - 1)
     if between is not None:
         options.append(concat(between, fraction))
     if high is not None and not high.open:
@@ -236,7 +259,7 @@ def _decimals(low: Bound, high: Bound | None, places: int) -> Expression | None:
     return choice(options) if options else None
 
 
-def _not_zero(places: int) -> Expression:
+def not_zero(places: int) -> Expression:
     """Decimals of which one is not zero."""
     return choice(concat(Text("0" * zeros), _NONZERO, repeat(DIGIT, 0, places - 1 - zeros)) for zeros in range(places))
 

@@ -11,12 +11,15 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from workers.engine import native
 from workers.engine.contents import Marks
 from workers.engine.errors import ModelError
+from workers.engine.turns import lacks_system, shapes
 from workers.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from workers.engine.gpu import GpuOptions
 
 _BYTES_PER_VALUE = 2  # the KV cache is f16
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a chat template raises by itself, by its ``raise_exception``, or by a slip."""
 
 Messages = list[dict[str, str]]
 
@@ -77,16 +80,30 @@ class Model:
     def prompt(self, messages: Messages) -> list[int]:
         """A conversation as tokens, by the model's own chat template.
 
-        Only the template's own marks become control tokens: their spellings within a message are text.
+        Only the template's own marks become control tokens: their spellings within a message are text. What the
+        template refuses, or leaves out, is told in another shape (:mod:`workers.engine.turns`).
         Raises ValueError when the template refuses it.
         """
         guarded, seam = self._marks.guard(messages)
-        try:
-            formatted = self._formatter(messages=guarded)  # type: ignore[arg-type]  # its TypedDicts
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the model's chat template refuses the messages: {error}") from error
-        parts = self._marks.split(formatted.prompt, seam)
+        parts = self._marks.split(self._render(guarded), seam)
         return [token for part in parts for token in self.tokenize(part, special=True)]
+
+    def _render(self, messages: Messages) -> str:
+        """The messages by the template, in the first shape that it takes whole. Raises ValueError."""
+        refusal: ValueError | None = None
+        without_system: str | None = None
+        for shape in shapes(messages):
+            try:
+                prompt: str = self._formatter(messages=shape).prompt  # type: ignore[arg-type]  # its TypedDicts
+            except _TEMPLATE_ERRORS as error:
+                refusal = refusal or ValueError(f"the model's chat template refuses the messages: {error}")
+                continue
+            if not lacks_system(shape, prompt):
+                return prompt
+            without_system = without_system or prompt
+        if without_system is not None:
+            return without_system
+        raise refusal or ValueError("there are no messages")
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """A text's tokens; ``special`` recognises control tokens in it, and adds none."""

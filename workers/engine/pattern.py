@@ -28,7 +28,8 @@ _MAX_EMPTY_IN_A_ROW = 12
 """Parts in a row that may each be left out: the ways to go on from there multiply."""
 
 _MAX_WAYS = 100
-"""About in how many ways one text may be read: each is compared with every token of the vocabulary."""
+"""About in how many ways one text of a caller's pattern may be read: each is compared with every token of the
+vocabulary."""
 
 _DIGITS: tuple[Range, ...] = ((0x30, 0x39),)
 _WORD: tuple[Range, ...] = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
@@ -90,10 +91,13 @@ class _Anchor:
 _Node = _Set | _Sequence | _Either | _Times | _Anchor
 
 
-def convert_pattern(pattern: str, rules: Rules, least: int = 0, most: int | None = None) -> Content | None:
+def convert_pattern(
+    pattern: str, rules: Rules, least: int = 0, most: int | None = None, *, max_ways: int = _MAX_WAYS
+) -> Content | None:
     """The strings that a pattern matches somewhere, as JSON writes their content; None when no grammar says it.
 
-    Of a pattern that is one repeated character, ``least`` and ``most`` narrow the repetition.
+    Of a pattern that is one repeated character, ``least`` and ``most`` narrow the repetition. ``max_ways`` is about in
+    how many ways one text may be read.
     Raises GrammarTooLargeError.
     """
     if len(pattern) > MAX_LENGTH:
@@ -102,7 +106,7 @@ def convert_pattern(pattern: str, rules: Rules, least: int = 0, most: int | None
         node = _Reader(pattern).read()
         rules.spend(len(pattern))
         branches = node.options if isinstance(node, _Either) else (node,)
-        contents = [_branch(branch, least, most) for branch in branches]
+        contents = [_branch(branch, least, most, max_ways) for branch in branches]
     except _NoGrammarError:
         return None
     ends = [content.lengths.most for content in contents]
@@ -111,11 +115,11 @@ def convert_pattern(pattern: str, rules: Rules, least: int = 0, most: int | None
     return Content(choice(content.expression for content in contents), Lengths(shortest, longest))
 
 
-def _branch(node: _Node, least: int, most: int | None) -> Content:
+def _branch(node: _Node, least: int, most: int | None, max_ways: int) -> Content:
     """One alternative of a whole pattern: without an anchor, anything may be before or after it."""
     items: list[_Node] = list(node.items) if isinstance(node, _Sequence) else [node]
     if len(items) == 1 and isinstance(items[0], _Either):  # ^ and $ within the only group
-        contents = [_branch(option, least, most) for option in items[0].options]
+        contents = [_branch(option, least, most, max_ways) for option in items[0].options]
         ends = [content.lengths.most for content in contents]
         longest = None if None in ends else max(end for end in ends if end is not None)
         shortest = min(content.lengths.least for content in contents)
@@ -128,7 +132,7 @@ def _branch(node: _Node, least: int, most: int | None) -> Content:
     only = parts[0] if len(parts) == 1 else None
     if starts and ends_there and isinstance(only, _Times) and isinstance(only.item, _Set):
         parts = [_narrowed(only, least, most)]
-    if _ways(_Sequence(tuple(parts))) > _MAX_WAYS:
+    if _ways(_Sequence(tuple(parts))) > max_ways:
         raise _NoGrammarError
     inner, lengths = _convert(_Sequence(tuple(parts)), 0)
     before = EMPTY if starts else Repeat(CHARACTER, 0, None)

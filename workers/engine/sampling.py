@@ -2,28 +2,39 @@
 
 import ctypes
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from time import thread_time
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from llama_cpp import llama_cpp as llama
 
 from models.errors import FailureCode
 from workers.engine import native
+from workers.engine.ending import Ending
 from workers.engine.errors import EngineError
+from workers.engine.grammar_states import TooManyPlacesError
 from workers.engine.model import Model
 
 _PENALTY_WINDOW = 64
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-_SEEDS = 2**32
+_RANDOM_SEED = 2**32 - 1
+"""What llama.cpp takes for the wish for a seed of its own choice."""
 
 SLOW_CALL_S = 0.25
 MOST_SLOW_CALLS = 8
 MOST_CALL_S = 1.0
 """A sequence fails whose grammar takes longer than this in one call, or is slow in more than so many. A call over the
 largest vocabularies takes some 60 ms with an honest grammar."""
+
+_OTHER_CHOICES = 4
+"""Near the end of an answer's tokens, so many other tokens are tried before the shortest way to the end is taken."""
+
+log = structlog.get_logger()
 
 Logits = npt.NDArray[np.float32]
 
@@ -74,6 +85,10 @@ class Candidates:
         """Whether the one survived the sampler that was applied to it."""
         return bool(np.isfinite(self._one["logit"][0]))
 
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """Take some out of all, which must be the whole vocabulary."""
+        self._all["logit"][list(tokens)] = -np.inf
+
     @property
     def likeliest(self) -> int:
         """The likeliest of all, as a sampler that only forbids has left them."""
@@ -104,36 +119,44 @@ class Patience:
 class Sampler:
     """The samplers of one sequence; :meth:`close` frees them.
 
-    Raises EngineError when the grammar is none.
+    ``ending`` keeps an answer by a grammar within its tokens. Raises EngineError when the grammar is none.
     """
 
-    def __init__(self, model: Model, sampling: Sampling, grammar: str | None) -> None:
+    def __init__(self, model: Model, sampling: Sampling, grammar: str | None, ending: Ending | None = None) -> None:
         self._chain = None if sampling == GREEDY else _chain(model, sampling)
         self._grammar: Any = None  # Any: C's pointer to a sampler
         self._penalizes = sampling.penalizes
         self._patience = Patience()
+        self._ends = model.ends
+        self._ending = ending
         if grammar is not None:
             self._grammar = llama.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root") or None
             if self._grammar is None:
                 self.close()
                 raise EngineError(FailureCode.PROVIDER_REJECTED, "the grammar is not valid for llama.cpp")
 
-    def choose(self, logits: Logits, candidates: Candidates) -> int | None:
-        """The next token; None when the grammar leaves none.
+    @property
+    def may_end(self) -> bool:
+        """Whether what was accepted is known to be a whole answer by the grammar."""
+        return self._ending is not None and self._ending.may_end
+
+    @property
+    def complete(self) -> bool:
+        """Whether what was accepted is known to be a whole answer that cannot go on."""
+        return self._ending is not None and self._ending.complete
+
+    def choose(self, logits: Logits, candidates: Candidates, left: int) -> int | None:
+        """The next token, when ``left`` more may be written; None when the grammar leaves none.
 
         The grammar is asked about the chosen token first, and about the whole vocabulary only if it refuses.
         Raises EngineError when the grammar takes too long.
         """
-        token = self._choose(logits, candidates)
-        if self._grammar is None:
+        token: int | None = self._choose(logits, candidates)
+        if self._grammar is None or token is None:
             return token
-        array = candidates.only(token)
-        self._apply_grammar(array)
-        if candidates.only_is_allowed:
-            return token
-        array = candidates.fill(logits)
-        self._apply_grammar(array)
-        return self._pick(array, candidates) if candidates.allowed.any() else None
+        if not self._permits(token, candidates):
+            token = self._choose_permitted(logits, candidates, ())
+        return token if self._fits(token, left) else self._choose_fitting(token, logits, candidates, left)
 
     def accept(self, token: int) -> None:
         """Note the token that follows. Raises EngineError when the grammar takes too long."""
@@ -141,8 +164,49 @@ class Sampler:
             began_at = thread_time()
             native.grammar_accept(self._grammar, token)
             self._patience.spend(thread_time() - began_at)
+        if self._ending is not None:
+            self._ending.advance(token)
         if self._penalizes:
             native.sampler_accept(self._chain, token)
+
+    def _fits(self, token: int | None, left: int) -> bool:
+        """Whether the answer can end within its tokens after a token that the grammar permits."""
+        if self._ending is None or token is None or self._ends(token):
+            return True
+        try:
+            return self._ending.fits(token, left)
+        except TooManyPlacesError:
+            self._ending = None
+            return True
+
+    def _choose_fitting(self, token: int | None, logits: Logits, candidates: Candidates, left: int) -> int | None:
+        """Another token than one that does not fit: the next choices, or that of the shortest way to the end."""
+        ending, refused = self._ending, list[int]()
+        while ending is not None and token is not None and len(refused) < _OTHER_CHOICES and ending.fewest < left:
+            refused.append(token)
+            token = self._choose_permitted(logits, candidates, refused)
+            if self._fits(token, left) and token is not None:
+                return token
+        if ending is None or self._ending is None:
+            return token
+        shortest = ending.next_token()
+        if self._permits(shortest, candidates):
+            return shortest
+        log.error("grammar.followed_wrongly", token=shortest)
+        self._ending = None
+        return self._choose_permitted(logits, candidates, ())
+
+    def _permits(self, token: int, candidates: Candidates) -> bool:
+        self._apply_grammar(candidates.only(token))
+        return candidates.only_is_allowed
+
+    def _choose_permitted(self, logits: Logits, candidates: Candidates, refused: Sequence[int]) -> int | None:
+        """One of all tokens that the grammar permits, but for some."""
+        array = candidates.fill(logits)
+        self._apply_grammar(array)
+        if refused:
+            candidates.forbid(refused)
+        return self._pick(array, candidates) if candidates.allowed.any() else None
 
     def _apply_grammar(self, array: llama.llama_token_data_array) -> None:
         began_at = thread_time()
@@ -175,6 +239,14 @@ def _chain(model: Model, sampling: Sampling) -> Any:  # Any: C's pointer to a sa
     return chain
 
 
+def fold_seed(seed: int) -> int:
+    """A seed as llama.cpp takes it, in 32 bits: those that it takes as they are stay, others are hashed."""
+    if 0 <= seed < _RANDOM_SEED:
+        return seed
+    digest = sha256(str(seed).encode()).digest()
+    return int.from_bytes(digest[:4], "big") % _RANDOM_SEED
+
+
 def _samplers(model: Model, sampling: Sampling) -> list[Any]:
     """In the order of llama.cpp's own tools."""
     made: list[Any] = []
@@ -183,7 +255,7 @@ def _samplers(model: Model, sampling: Sampling) -> list[Any]:
         made.append(llama.llama_sampler_init_penalties(model.vocabulary, _PENALTY_WINDOW, *penalties))
     if sampling.temperature <= 0:
         return [*made, llama.llama_sampler_init_greedy()]
-    seed = random.getrandbits(32) if sampling.seed is None else sampling.seed % _SEEDS
+    seed = random.getrandbits(32) if sampling.seed is None else fold_seed(sampling.seed)
     if sampling.top_k > 0:
         made.append(llama.llama_sampler_init_top_k(sampling.top_k))
     if sampling.top_p < 1:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
-from urllib.parse import unquote
 
 from workers.engine.gbnf import (
     EMPTY,
@@ -43,19 +42,35 @@ from workers.engine.json_gbnf import (
     string,
 )
 from workers.engine.pattern import convert_pattern
-from workers.engine.schema_merge import ANNOTATIONS, Schema, first_and_rest, merge_keywords, same
+from workers.engine.schema_apart import are_apart
+from workers.engine.schema_logic import alternatives_of, banned
+from workers.engine.schema_merge import (
+    ANNOTATIONS,
+    Schema,
+    first_and_rest,
+    is_impossible,
+    merge_all,
+    merge_keywords,
+    same,
+)
 from workers.engine.schema_objects import Property, object_with, other_names
+from workers.engine.schema_references import References
 from workers.engine.schema_scalars import count_of, enumerated, number_of, string_of
 from workers.engine.schema_types import KEYWORDS_OF, TYPES, constants, is_of_type, types_of
 
-_CONVERTED = frozenset({"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf"}).union(*KEYWORDS_OF.values())
+_CONVERTED = frozenset(
+    {"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "$dynamicRef", "$recursiveRef"}
+).union(*KEYWORDS_OF.values())
 _LEFT_TO_THE_CHECK = frozenset(
     {
         *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
-        *("dependencies", "dependentRequired", "dependentSchemas", "$dynamicRef", "$recursiveRef"),
+        *("dependencies", "dependentRequired", "dependentSchemas"),
         *("unevaluatedProperties", "unevaluatedItems"),
     }
 )
+_REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
+_JOINING = _REFERENCES | {"allOf", "anyOf", "oneOf", "not", "if"}
+_JOINING |= {"dependencies", "dependentRequired", "dependentSchemas"}
 _MAX_AT_ONCE = 30
 """How many references and alternatives may lead from one to the next before anything is written."""
 
@@ -136,6 +151,7 @@ class _Value:
 class _Conversion:
     def __init__(self, schema: Any, limits: Limits) -> None:
         self._root = schema
+        self._references = References(schema)
         self._limits = limits
         self._rules = _new_rules(limits)
         self._exact = True
@@ -153,6 +169,8 @@ class _Conversion:
         start = self._rules.reserve()
         self._rules.define(start, root)
         text, written = self._rules.write(start.name)
+        if not self._rules.has_end(start.name):
+            raise GrammarTooLargeError("no text is short enough to follow it")
         if self._rules.most_ways(written) > _MAX_WAYS:
             raise GrammarTooLargeError("too many alternatives are open at a time")
         probes = tuple(name for name in self._probes if name in written)
@@ -210,51 +228,24 @@ class _Conversion:
     def _expression(self, schema: Schema, depth: int) -> Expression:
         said = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key in _MEANT}
         if len(said) == 1:
-            target = self._single(said)
+            target = self._single(said, schema)
             if target is not None:
                 return self._value(target, depth)
         for key in ("anyOf", "oneOf"):
             branches = said.get(key)
             if len(said) == 1 and isinstance(branches, list) and branches:
                 return self._one_of(branches, depth, exclusive=key == "oneOf")
-        if not said.keys() & {"$ref", "allOf", "anyOf", "oneOf"}:
+        if not said.keys() & _JOINING:
             return self._plain(said, depth)
         return self._joined(said, depth)
 
-    def _single(self, said: Schema) -> Schema | None:
+    def _single(self, said: Schema, schema: Schema) -> Schema | None:
         """The schema that one keyword refers to, if that is all it does."""
         match said:
             case {"$ref": str(reference)}:
-                return self._resolve(reference)
+                return self._references.resolve(reference, schema)
             case {"allOf": [dict(only)]} | {"anyOf": [dict(only)]} | {"oneOf": [dict(only)]}:
                 return only
-        return None
-
-    def _resolve(self, reference: str) -> Schema | None:
-        """What a reference within this schema refers to."""
-        if reference.startswith("#/") or reference == "#":
-            target: Any = self._root
-            for part in reference[2:].split("/") if reference != "#" else ():
-                key = unquote(part).replace("~1", "/").replace("~0", "~")
-                if isinstance(target, dict) and key in target:
-                    target = target[key]
-                elif isinstance(target, list) and key.isascii() and key.isdecimal() and int(key[:9]) < len(target):
-                    target = target[int(key[:9])]
-                else:
-                    return None
-            return target if isinstance(target, dict) else {} if target is True else None
-        return self._named(reference)
-
-    def _named(self, reference: str) -> Schema | None:
-        """A definition by its ``$id`` or ``$anchor``."""
-        if not isinstance(self._root, dict):
-            return None
-        for table in (self._root.get("$defs"), self._root.get("definitions")):
-            for target in table.values() if isinstance(table, dict) else ():
-                names = (target.get("$id"), f"#{target.get('$anchor')}") if isinstance(target, dict) else ()
-                if reference in names:
-                    found: Schema = target
-                    return found
         return None
 
     def _one_of(self, branches: Sequence[Any], depth: int, *, exclusive: bool) -> Expression:
@@ -266,46 +257,15 @@ class _Conversion:
         return choice([self._value(branch, depth) for branch in possible])
 
     def _are_apart(self, branches: Sequence[Any]) -> bool:
-        """Whether no value follows two of some schemas, as far as their types and constants tell."""
-        resolved = [self._followed(branch) for branch in branches]
-        if len(resolved) == 1:
-            return True
-        seen: set[str] = set()
-        for schema in resolved:
-            named = types_of(schema) if "type" in schema or constants(schema) else None
-            types = {"number" if kind == "integer" else kind for kind in named or TYPES}
-            if types & seen:
-                break
-            seen |= types
-        else:
-            return True
-        return self._have_different_constants(resolved)
-
-    def _have_different_constants(self, schemas: Sequence[Schema]) -> bool:
-        """Whether one required property has a constant of its own in each."""
-        first = schemas[0].get("properties")
-        for name in first if isinstance(first, dict) else ():
-            seen: list[Any] = []
-            for schema in schemas:
-                properties = schema.get("properties")
-                required = isinstance(schema.get("required"), list) and name in schema["required"]
-                if not required or not isinstance(properties, dict) or types_of(schema) != ["object"]:
-                    break
-                values = constants(self._followed(properties.get(name)))
-                if not values or any(same(value, other) for value in values for other in seen):
-                    break
-                seen += values
-            else:
-                return True
-        return False
+        return are_apart(list(branches), self._followed)
 
     def _followed(self, schema: Any) -> Schema:
         """A schema, or what it refers to and nothing else."""
         for _ in range(_MAX_AT_ONCE):
             if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
                 break
-            schema = self._resolve(schema["$ref"])
-        return schema if isinstance(schema, dict) else {}
+            schema = self._references.resolve(schema["$ref"], schema)
+        return schema if isinstance(schema, dict) else {"enum": []} if schema is False else {}
 
     def _joined(self, schema: Schema, depth: int) -> Expression:
         """A schema of which several parts hold at once."""
@@ -323,8 +283,21 @@ class _Conversion:
         options = []
         for chosen in product(*choices):
             self._rules.spend(len(plain) + len(chosen))
-            options.append(self._value(self._interned({"allOf": [plain, *chosen]}), depth))
-        return choice(options)
+            together = merge_all(self._at_first_sight([plain, *chosen]))
+            if not is_impossible(together):
+                options.append(self._value(self._interned({"allOf": [plain, *chosen]}), depth))
+        return choice(options) if options else self._loose(self._any())
+
+    def _at_first_sight(self, schemas: Sequence[Any]) -> list[Schema]:
+        """Schemas that hold at once, and those of their references and joins that are seen without looking far."""
+        seen: list[Schema] = []
+        queue = deque(schemas)
+        while queue and len(seen) < _MAX_AT_ONCE:
+            schema = self._followed(queue.popleft())
+            parts = schema.get("allOf")
+            queue += parts if isinstance(parts, list) else []
+            seen.append({key: value for key, value in schema.items() if key in _CONVERTED and key not in _JOINING})
+        return seen
 
     def _parts(self, schema: Schema) -> tuple[Schema | None, list[list[Any]]]:
         """All that holds at once: the plain keywords as one schema, and the alternatives that are still to choose."""
@@ -342,7 +315,10 @@ class _Conversion:
                 plain = None
                 break
             said = {key: value for key, value in part.items() if key in _MEANT and key not in ANNOTATIONS}
-            queue += self._references(said)
+            queue += self._beside(said, part)
+            for branches, complete in alternatives_of(said):
+                choices.append(branches)
+                self._exact &= complete
             for key in ("anyOf", "oneOf"):
                 branches = said.pop(key, None)
                 if isinstance(branches, list) and branches:
@@ -353,13 +329,13 @@ class _Conversion:
             self._exact &= complete
         return plain, choices
 
-    def _references(self, said: Schema) -> list[Any]:
+    def _beside(self, said: Schema, part: Schema) -> list[Any]:
         """Take the schemas that hold besides out of a schema's keywords."""
         found: list[Any] = []
-        reference = said.pop("$ref", None)
-        if reference is not None:
-            target = self._resolve(reference) if isinstance(reference, str) else None
-            self._exact &= target is not None
+        for key in _REFERENCES & said.keys():
+            reference = said.pop(key)
+            target = self._references.resolve(reference, part) if isinstance(reference, str) else None
+            self._exact &= target is not None and key == "$ref"
             found += [] if target is None else [target]
         parts = said.pop("allOf", None)
         return found + (parts if isinstance(parts, list) else [])
@@ -375,10 +351,14 @@ class _Conversion:
 
     def _plain(self, schema: Schema, depth: int) -> Expression:
         """A schema without references and alternatives."""
+        schema = dict(schema)
+        excluded = banned(schema.pop("not", None)) or []
         if any(self._matters(key, schema[key]) for key in schema.keys() & _LEFT_TO_THE_CHECK):
             self._exact = False
         if "enum" in schema or "const" in schema:
-            return self._enumerated(schema, depth)
+            return self._enumerated(schema, depth, excluded)
+        if excluded:
+            return self._all_but(schema, excluded, depth)
         types = types_of(schema)
         if types is None:
             return self._any()
@@ -389,10 +369,19 @@ class _Conversion:
         return choice([self._of_type(kind, schema, depth) for kind in types])
 
     def _matters(self, key: str, value: Any) -> bool:
-        return not ((key == "uniqueItems" and value is False) or (key.startswith("unevaluated") and value is True))
+        harmless = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
+        return key not in ("then", "else") and not (key in harmless and value is harmless[key])
 
-    def _enumerated(self, schema: Schema, depth: int) -> Expression:
-        values = constants(schema)
+    def _all_but(self, schema: Schema, excluded: Sequence[Any], depth: int) -> Expression:
+        """The values of a schema without some; those of the types that can be spelled out are left out here."""
+        named = types_of(schema) or [kind for kind in TYPES if kind != "integer"]
+        left = [kind for kind in named if not (kind == "null" and None in excluded)]
+        rest = [value for value in excluded if value is not None]
+        self._exact &= not any(is_of_type(value, kind) for value in rest for kind in left)
+        return self._plain({**schema, "type": left}, depth) if left else self._loose(self._any())
+
+    def _enumerated(self, schema: Schema, depth: int, excluded: Sequence[Any]) -> Expression:
+        values = [value for value in constants(schema) if not any(same(value, other) for other in excluded)]
         types = types_of(schema) if "type" in schema else None
         if types is not None:
             values = [value for value in values if any(is_of_type(value, kind) for kind in types)]

@@ -1,6 +1,6 @@
 """Several JSON Schemas that all hold, as one: their keywords side by side. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 _MEMBERS = frozenset(
@@ -33,6 +33,25 @@ def merge_keywords(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Sc
         else:
             complete = False
     return {**merged, **_members(one, other), **_items(one, other)}, complete
+
+
+def merge_all(schemas: Iterable[Schema]) -> Schema:
+    """What several schemas say at first sight, as one."""
+    merged: Schema = {}
+    for schema in schemas:
+        merged, _ = merge_keywords(merged, schema)
+    return merged
+
+
+def is_impossible(schema: Schema) -> bool:
+    """Whether it can be seen at once that no value follows a schema."""
+    if schema.get("type") == [] or schema.get("enum") == []:
+        return True
+    kind, table, names = schema.get("type"), schema.get("properties"), schema.get("required")
+    only_objects = kind in ("object", ["object"])
+    if not only_objects or not isinstance(names, list):
+        return False
+    return isinstance(table, dict) and any(table.get(name) is False for name in names if isinstance(name, str))
 
 
 def both(one: Any, other: Any) -> Any:  # Any: JSON Schemas
@@ -132,6 +151,7 @@ _JOINED: dict[str, Callable[[Any, Any], Any]] = {
     "enum": _shared_values,
     "required": _union,
     "propertyNames": both,
+    "not": lambda one, other: {"anyOf": [one, other]},
     "uniqueItems": lambda one, other: bool(one) or bool(other),
     **{key: _extreme(max) for key in _LEAST},
     **{key: _extreme(min) for key in _MOST},

@@ -9,50 +9,41 @@ from decimal import Decimal, InvalidOperation
 from math import ceil, floor
 from typing import Any
 
+from workers.engine.decimal_gbnf import decimals_between
 from workers.engine.gbnf import EMPTY, Expression, Rules, choose_text, concat
-from workers.engine.json_gbnf import MAX_BOUND, QUOTE, Bound, any_number, integer, number, string
+from workers.engine.json_gbnf import BLOCK, MAX_BOUND, QUOTE, Bound, any_number, integer, number, string
 from workers.engine.pattern import convert_pattern
+from workers.engine.schema_formats import FORMATS, UNWRITTEN
 
 Converted = tuple[Expression, bool]
 
 _MAX_MULTIPLES = 500
 _MAX_PLACES = 9
-
-_MONTH_AND_DAY = r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]\d|\d)"
-_FORMATS = {
-    "date": rf"^[12]\d{{3}}-{_MONTH_AND_DAY}$",
-    "time": rf"^{_TIME}$",
-    "date-time": rf"^[12]\d{{3}}-{_MONTH_AND_DAY}T{_TIME}$",
-    "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
-    "ipv4": rf"^{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}$",
-    "email": r"^[A-Za-z0-9_+-]{1,30}(\.[A-Za-z0-9_+-]{1,30})?@[A-Za-z0-9]{1,30}(-[A-Za-z0-9]{1,30})?"
-    r"(\.[A-Za-z]{2,12}){1,2}$",
-}
-"""Formats that a grammar can write, some of them only in part."""
+_WAYS_OF_FORMATS = 10**9
+"""The patterns of formats are our own, and known to be quick."""
 
 
 def string_of(schema: Mapping[str, Any], rules: Rules, *, repetitions: int, patterns: bool) -> Converted:
     """The strings of a schema; raises GrammarTooLargeError."""
     least, most = count_of(schema, "minLength"), count_of(schema, "maxLength")
     pattern, form = schema.get("pattern"), schema.get("format")
-    wanted = pattern if isinstance(pattern, str) else _FORMATS.get(form) if isinstance(form, str) else None
+    wanted = pattern if isinstance(pattern, str) else FORMATS.get(form) if isinstance(form, str) else None
+    plain = form not in FORMATS and form not in UNWRITTEN
     if wanted is not None and patterns:
-        content = convert_pattern(wanted, rules, least or 0, most)
+        more = {} if pattern is not None else {"max_ways": _WAYS_OF_FORMATS}
+        content = convert_pattern(wanted, rules, least or 0, most, **more)
         if content is not None:
             lengths = content.lengths
             within = lengths.least >= (least or 0)
             within &= most is None or (lengths.most is not None and lengths.most <= most)
-            return concat(QUOTE, content.expression, QUOTE), within and (pattern is None or form is None)
-    known = wanted is None and form is None
+            return concat(QUOTE, content.expression, QUOTE), within and (pattern is None or plain)
     if least is not None and most is not None and least > most:
         return string(), False
-    exact_least = (least or 0) <= repetitions
-    exact_most = most is None or most <= repetitions
-    return string(
-        (least or 0) if exact_least else 0, most if exact_most else None
-    ), known and exact_least and exact_most
+    longest = repetitions * BLOCK if patterns else repetitions
+    exact_least = (least or 0) <= longest
+    exact_most = most is None or most <= longest
+    made = string((least or 0) if exact_least else 0, most if exact_most else None)
+    return made, wanted is None and plain and exact_least and exact_most
 
 
 def number_of(schema: Mapping[str, Any], *, whole: bool) -> Converted:
@@ -115,6 +106,10 @@ def _decimals(low: tuple[Decimal, bool] | None, high: tuple[Decimal, bool] | Non
     places = _places(step)
     if low is None and high is None and places is None:
         return any_number(), step is None
+    if step is None and any(edge is not None and edge[0] != edge[0].to_integral_value() for edge in (low, high)):
+        within = decimals_between(low, high) if all(abs(edge[0]) < MAX_BOUND for edge in (low, high) if edge) else None
+        if within is not None:
+            return within, True
     exact = step is None or places is not None
     least = most = None
     if low is not None:

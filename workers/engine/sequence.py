@@ -132,11 +132,18 @@ class Running:
         self.show(self._text.push(piece))
 
     @property
+    def left(self) -> int:
+        """How many more tokens it may write."""
+        return self.work.max_tokens - self.ticket.output_tokens
+
+    @property
     def finish_reason(self) -> str | None:
-        """Why it is finished, if it is."""
-        if self._text.stopped:
+        """Why it is finished, if it is: an answer that is whole when its tokens are spent was not cut off."""
+        if self._text.stopped or self.sampler.complete:
             return "stop"
-        return "length" if self.ticket.output_tokens >= self.work.max_tokens else None
+        if self.left > 0:
+            return None
+        return "stop" if self.sampler.may_end else "length"
 
     def show(self, text: str) -> None:
         """Give out text that has become certain."""

@@ -9,6 +9,7 @@ from llama_cpp import llama_cpp as llama
 
 from workers.engine import native
 from workers.engine.errors import ModelError
+from workers.engine.pieces import Pieces
 
 _MOST_PIECE_BYTES = 512
 _CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -40,6 +41,11 @@ class Vocabulary:
         if known is None:
             known = self._pieces[token] = self.read_piece(token, special=False)
         return known
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The tokens by their bytes."""
+        return Pieces({self.piece(token): token for token in reversed(range(self.size)) if not self.ends(token)})
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a generation."""

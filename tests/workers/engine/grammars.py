@@ -54,7 +54,7 @@ class Derivations:
 
     def derive(self, seed: int) -> str | None:
         """A text; None when it did not come to an end."""
-        self._dice, self._left = Random(seed), 3000
+        self._dice, self._left = Random(seed), 30_000
         try:
             return self._text(Ref(self._root))
         except (OverflowError, RecursionError):

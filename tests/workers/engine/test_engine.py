@@ -16,7 +16,7 @@ from workers.engine.engine import Engine, EngineOptions
 from workers.engine.errors import EngineError
 from workers.engine.grammar import grammar_for
 from workers.engine.model import Model
-from workers.engine.sampling import GREEDY, Sampling
+from workers.engine.sampling import GREEDY, Sampling, fold_seed
 from workers.engine.sequence import Completion, Ticket, Work
 
 ANSWER_S = 120
@@ -221,3 +221,21 @@ def test_many_threads_may_submit(engine: Engine) -> None:
         thread.join(ANSWER_S)
     assert len(answers) == 24
     assert len(set(answers)) <= 2  # one, or two at a tie
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, -1, -(2**63)])
+def test_a_seed_gives_the_same_answer_again_when_the_job_is_alone(engine: Engine, seed: int) -> None:
+    """Whatever was computed before, and whatever of it is kept."""
+    work = ask(engine, f"Tell me a story about the number {seed}.", 40, sampling=Sampling(temperature=1.2, seed=seed))
+    first = result(engine.submit(work))
+    result(engine.submit(ask(engine, "Something else.", 12)))
+    assert result(engine.submit(work)).tokens == first.tokens
+    assert result(engine.submit(work)).tokens == first.tokens
+
+
+def test_seeds_that_differ_stay_apart_in_32_bits() -> None:
+    seeds = [0, 1, 2**31, 2**32 - 2, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, -1, -2, -(2**63)]
+    folded = [fold_seed(seed) for seed in seeds]
+    assert len(set(folded)) == len(seeds)
+    assert folded[:4] == seeds[:4]
+    assert all(0 <= seed < 2**32 - 1 for seed in folded)
