@@ -10,6 +10,7 @@ this checkout's packages; one client, this checkout's, drives them over HTTP wit
 - ``drain``: the jobs that ``submit`` left, from the moment when relay and worker go on to the last completed job.
 - ``throughput``: no-op jobs over 32 connections while they run, from the first POST to the last completed job.
 - ``rows``: a CSV file, from sending it to the batch's end.
+- ``remote``: the same with an LLM behind a server that answers at once in a stream of 16 pieces.
 
 Both stacks are up all the time and one is driven at a time: to start a stack in each round costs five seconds, and a
 fresh process is slower than a warm one by more than what is looked for. The idle one costs 1 to 3 % of a core, each
@@ -41,6 +42,7 @@ from api.local.ports import choose_port
 from benchmarks.ground import print_fsync, print_machine
 from benchmarks.load import run_load
 from benchmarks.processor import SUPERVISOR, parts_of, seconds_by_part
+from benchmarks.remote import mock_provider
 from benchmarks.submit import bodies
 from tests.revisions import (
     RevisionError,
@@ -71,10 +73,11 @@ class Sizes:
     submit: int = 6000
     throughput: int = 5000
     rows: int = 12_000
+    remote: int = 3000
 
 
-QUICK = Sizes(idle=10, submit=1000, throughput=1000, rows=2000)
-WARM_UP = Sizes(idle=5, submit=1000, throughput=1500, rows=2000)
+QUICK = Sizes(idle=10, submit=1000, throughput=1000, rows=2000, remote=500)
+WARM_UP = Sizes(idle=5, submit=1000, throughput=1500, rows=2000, remote=500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ KINDS = {
     "drain": Kind("jobs/s"),
     "throughput": Kind("jobs/s"),
     "rows": Kind("rows/s"),
+    "remote": Kind("rows/s"),
 }
 
 
@@ -194,9 +198,18 @@ def read_throughput(side: Side, sizes: Sizes) -> dict[str, Reading]:
 
 def read_rows(side: Side, sizes: Sizes) -> dict[str, Reading]:
     """Rows per second of an uploaded CSV file."""
-    content, form = _csv(sizes.rows), {"prompt": "Classify: {{text}}", "model": "echo", "max_tokens": "16"}
+    return {"rows": _read_batch(side, sizes.rows, "echo")}
+
+
+def read_remote(side: Side, sizes: Sizes) -> dict[str, Reading]:
+    """Rows per second of an uploaded CSV file whose LLM is called over HTTP."""
+    return {"remote": _read_batch(side, sizes.remote, "remote")}
+
+
+def _read_batch(side: Side, rows: int, model: str) -> Reading:
+    content, form = _csv(rows), {"prompt": "Classify: {{text}}", "model": model, "max_tokens": "32"}
     found: list[Reading] = []
-    with side.client() as client, _timed(side, sizes.rows, found, lambda elapsed: sizes.rows / elapsed):
+    with side.client() as client, _timed(side, rows, found, lambda elapsed: rows / elapsed):
         files = {"file": ("rows.csv", content, "text/csv")}
         made = client.post("/v1/batches/upload", data=form | {"id_column": "id"}, files=files)
         assert made.status_code == 202, made.text
@@ -205,11 +218,17 @@ def read_rows(side: Side, sizes: Sizes) -> dict[str, Reading]:
             time.sleep(0.02)
             batch = client.get(f"/v1/batches/{batch['id']}").json()
     assert batch["status"] == "completed", batch
-    assert batch["request_counts"] == {"total": sizes.rows, "completed": sizes.rows, "failed": 0}, batch
-    return {"rows": found[0]}
+    assert batch["request_counts"] == {"total": rows, "completed": rows, "failed": 0}, batch
+    return found[0]
 
 
-READERS = {"idle": read_idle, "submit": read_submit, "throughput": read_throughput, "rows": read_rows}
+READERS = {
+    "idle": read_idle,
+    "submit": read_submit,
+    "throughput": read_throughput,
+    "rows": read_rows,
+    "remote": read_remote,
+}
 
 
 def _csv(rows: int) -> bytes:
@@ -223,10 +242,12 @@ def _csv(rows: int) -> bytes:
 @contextmanager
 def running(sides: Mapping[str, Path], directory: Path) -> Iterator[list[Side]]:
     """Start the stack of each side, from the code in its folder; stop both on the way out."""
-    with Stack("", "", directory) as stack:
-        stack.catalog({"echo": {}}, **{"pools.cpu": {"concurrency": CONCURRENCY}})
-        catalog = stack.settings["HEADRACE_CATALOG"]
     with ExitStack() as cleanup:
+        stack = cleanup.enter_context(Stack("", "", directory))
+        url = cleanup.enter_context(mock_provider(0))
+        remote = {"provider": "openai", "model": "mock", "base_url": f"{url}/v1"}
+        stack.catalog({"echo": {}, "remote": remote}, **{"pools.cpu": {"concurrency": CONCURRENCY}})
+        catalog = stack.settings["HEADRACE_CATALOG"]
         started = [(name, *_start(name, root, directory, catalog, cleanup)) for name, root in sides.items()]
         yield [_ready(name, process, port, directory / name, cleanup) for name, process, port in started]
 
