@@ -196,8 +196,10 @@ def test_calls_that_outlived_their_permits_in_a_pause_are_counted_again(
             async with other.hold("few") as one_more:
                 assert not one_more  # three still run
             await running.aclose()
-            async with other.hold("few") as one_more:
-                assert one_more
+            one_more = False
+            while not one_more:  # within the time limit of a test
+                async with other.hold("few") as one_more:
+                    pass
             keeping.cancel()
 
     asyncio.run(main())
