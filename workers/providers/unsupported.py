@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from workers.providers.complaints import Complaint
@@ -17,7 +17,9 @@ Json = Mapping[str, Any]  # Any: a request's body
 
 SYSTEM = "system"
 _ROLES = frozenset({SYSTEM, "developer"})
-_BOTH = re.compile(r"[`'\"]?(\w+)[`'\"]? and [`'\"]?(\w+)[`'\"]? cannot both be (?:specified|set|used)")  # Anthropic
+_BOTH = re.compile(
+    r"\b(\w{1,64})[`'\"]? and [`'\"]?(\w{1,64})[`'\"]? cannot both be (?:specified|set|used)"
+)  # Anthropic
 
 _SAMPLING = r"temperature|top_[pk]|min_p|seed|logprobs|(?:frequency|presence)_?penalty|stop_sequences|stream(?:ing)?"
 _NOT_TAKEN = (
@@ -81,6 +83,9 @@ _NO_LETTER = re.compile(r"[\W_]+")
 _LONGEST_LOOK = 256 * 1024
 """Characters of a request that are searched for the words of an error: a few milliseconds."""
 
+_MOST_NAMES = 20
+"""Names in one sentence that are looked at: each is searched for in the request."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -103,7 +108,7 @@ def refused_parameters(complaint: Complaint, body: Json) -> Iterator[Refused]:
     if complaint.parameter is not None and not _UNSUPPORTED_KINDS.isdisjoint(complaint.kinds):
         yield Refused(complaint.parameter, True)
     request = _Words(body)
-    for name, said in _names(complaint.message):
+    for name, said in islice(_names(complaint.message), _MOST_NAMES):
         if name not in _ROLES:
             yield Refused(name, not request.may_have(said))
     if found := _BOTH.search(complaint.message):
