@@ -131,6 +131,8 @@ class OpenAITranscript(Transcript):
         if document is None:
             return
         if not isinstance(document, dict):
+            if self.finish is not None and isinstance(document, str):
+                return  # ``"[DONE]"`` as JSON, or another mark after the end
             self.raise_error(document)
             raise self.refused("it is no chat completion")
         choices = document.get("choices")
