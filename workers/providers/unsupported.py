@@ -77,6 +77,7 @@ _ROLE = re.compile(
     r"|not support (?:the )?(?:system|developer) (?:role|message|prompt|instruction)",
     re.IGNORECASE,
 )
+_FORBIDDEN = "extra_forbidden"  # pydantic's
 _UNSUPPORTED_KINDS = frozenset({"unsupported_parameter", "unknown_parameter", "unrecognized_parameter"})
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _NO_LETTER = re.compile(r"[\W_]+")
@@ -85,6 +86,9 @@ _LONGEST_LOOK = 256 * 1024
 
 _MOST_NAMES = 20
 """Names in one sentence that are looked at: each is searched for in the request."""
+
+_MOST_TEXTS = 2000
+"""Names and texts of a schema among which a name is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +107,14 @@ class Refused:
 
 def refused_parameters(complaint: Complaint, body: Json) -> Iterator[Refused]:
     """The parameters of a request's body that a server refuses, as such and by name."""
-    for name in complaint.unknown:
-        yield Refused(name, True)
-    if complaint.parameter is not None and not _UNSUPPORTED_KINDS.isdisjoint(complaint.kinds):
-        yield Refused(complaint.parameter, True)
     request = _Words(body)
+    for name in complaint.unknown:
+        yield Refused(name, not request.may_have(name, _FORBIDDEN))
+    if complaint.parameter is not None and (kinds := _UNSUPPORTED_KINDS.intersection(complaint.kinds)):
+        yield Refused(complaint.parameter, not request.may_have(complaint.parameter, *kinds))
     for name, said in islice(_names(complaint.message), _MOST_NAMES):
-        if name not in _ROLES:
-            yield Refused(name, not request.may_have(said))
+        if name not in _ROLES and name not in complaint.unknown:
+            yield Refused(name, not (request.may_have(said) or request.defines(name)))
     if found := _BOTH.search(complaint.message):
         yield Refused(found[2], not request.may_have(found[0]), beside=found[1])
     if found := _ROLE.search(complaint.message):
@@ -127,16 +131,30 @@ class _Words:
     def __init__(self, body: Json) -> None:
         self._body = body
 
-    def may_have(self, said: str) -> bool:
-        """Whether these words are in the request, or it is too long to look at for them."""
-        return self._letters is None or _NO_LETTER.sub("", said).lower() in self._letters
+    def may_have(self, *said: str) -> bool:
+        """Whether all of these words are in the request, or it is too long to look at for them."""
+        return self._letters is None or all(_letters(words) in self._letters for words in said)
+
+    def defines(self, name: str) -> bool:
+        """Whether the request's own schema has this name: then a server may speak of that, in a sentence of its own."""
+        return any(_letters(name) in _letters(text) for text in self._of_schema)
 
     @cached_property
     def _letters(self) -> str | None:
         texts = list(_strings(self._body))
         if sum(map(len, texts)) > _LONGEST_LOOK:
             return None
-        return _NO_LETTER.sub("", "".join(texts)).lower()
+        return _letters("".join(texts))
+
+    @cached_property
+    def _of_schema(self) -> list[str]:
+        return list(
+            islice(_strings([self._body.get("response_format"), self._body.get("tools")], keys=True), _MOST_TEXTS)
+        )
+
+
+def _letters(text: str) -> str:
+    return _NO_LETTER.sub("", text).lower()
 
 
 def _names(message: str) -> Iterator[tuple[str, str]]:
@@ -154,11 +172,13 @@ def _names(message: str) -> Iterator[tuple[str, str]]:
                 yield ("stream" if name == "streaming" else name), found[0]
 
 
-def _strings(value: object) -> Iterator[str]:
-    """Every string in a JSON value."""
+def _strings(value: object, *, keys: bool = False) -> Iterator[str]:
+    """Every string in a JSON value, and with ``keys`` every name in it."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_strings, value.values()))
+        if keys:
+            yield from map(str, value)
+        yield from chain.from_iterable(_strings(member, keys=keys) for member in value.values())
     elif isinstance(value, list):
-        yield from chain.from_iterable(map(_strings, value))
+        yield from chain.from_iterable(_strings(member, keys=keys) for member in value)

@@ -401,3 +401,43 @@ def test_what_embeddings_are_asked_for_in_is_left_out_where_it_is_refused() -> N
             await provider.close()
 
     asyncio.run(main())
+
+
+ECHOED = "unsupported_parameter"
+ECHOES: dict[str, tuple[GenerationRequest, Callable[[Json], object]]] = {
+    "an error as the prompt": (
+        replace(REQUEST, messages=[{"role": "user", "content": json.dumps(openai("x", param="seed", code=ECHOED))}]),
+        lambda body: openai(body["messages"][0]["content"]),
+    ),
+    "a validator's list as the prompt": (
+        replace(REQUEST, messages=[{"role": "user", "content": json.dumps(forbidden("seed")["message"]["detail"])}]),
+        lambda body: openai(body["messages"][0]["content"]),
+    ),
+    "a name of the schema": (
+        replace(
+            REQUEST,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"seed": {}}}},
+            },
+        ),
+        lambda _: openai("additional properties are not allowed ('seed' was unexpected)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ECHOES)
+def test_what_a_request_may_have_put_into_an_error_changes_no_other_request(kind: str) -> None:
+    """A server that says what it was sent, or speaks of a schema, says nothing of the LLM."""
+    request, said = ECHOES[kind]
+
+    async def handler(call: Call) -> None:
+        is_evil = call.body["messages"] != REQUEST.messages or "response_format" in call.body
+        if is_evil and "seed" in call.body:
+            await call.answer(400, json.dumps(said(call.body)).encode())
+        else:
+            await answers(call)
+
+    server, meters = ask(handler, replace(request, seed=1), replace(REQUEST, seed=1))
+    assert [meter.adapted for meter in meters] == [["seed"], []]
+    assert "seed" in server.calls[-1].body
