@@ -42,6 +42,13 @@ _NAMED = tuple(
         # OpenAI, Google, servers in Rust and Go
         r"unknown (?:parameter|field|name|argument)s?:? [`'\"]?(?P<name>\w+)",
         r"\b(?P<penalty>penalty) is not enabled",
+        # LiteLLM, Volcengine, servers in Python
+        r"support parameters: [\[{](?P<names>[^\]}]{1,400})",
+        r"n't support (?P<name>\w+)=[\w.]{1,40}[^.]{0,60}\. only (?P=name)=",
+        r"parameter [`'\"]?(?P<name>\w+)[`'\"]? specified in the request (?:is|are) not valid: [^.]{0,80}not supported",
+        r"unexpected keyword argument [`'\"](?P<name>\w+)",
+        r"extra (?:inputs are|fields) not permitted: [`'\"]?(?P<name>\w+)",
+        r"(?:^|\n)(?P<name>\w+)\n\s{1,8}extra (?:inputs are|fields) not permitted",
         # xAI, vLLM
         r"argument not supported on this model: (?P<name>\w+)",
         r"does(?: not|n't) support (?:the )?(?:parameters? |argument )?[`'\"]?(?P<name>[a-z]\w+)\b" + _NO_VALUE,
@@ -59,6 +66,7 @@ _NAMED = tuple(
     )
 )
 
+_QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 _JSON = r"json.?(?:schema|mode|object)|structured outputs?"
 _FORMAT = re.compile(
     r"response.?format\b.{0,80}(?:unavailable|unsupported|enabled only|not (?:implemented|available|supported|enabled))"
@@ -165,6 +173,8 @@ def _names(message: str) -> Iterator[tuple[str, str]]:
             if groups.get("instead"):
                 other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
                 yield other[groups["instead"].lower()], found[0]
+            elif groups.get("names"):
+                yield from ((name.lower(), found[0]) for name in _QUOTED.findall(groups["names"]))
             elif groups.get("penalty"):
                 yield from ((name, found[0]) for name in ("frequency_penalty", "presence_penalty"))
             else:
