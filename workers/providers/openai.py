@@ -141,6 +141,8 @@ class OpenAITranscript(Transcript):
         elif "x_groq" in document:
             self.count(counts_of(mapping(mapping(document["x_groq"]).get("usage"))))
         if not choices or "error" in document:
+            if self.is_complete and not choices:
+                return
             self.raise_error(document)
         if choices:
             if not isinstance(choices, list) or not isinstance(choices[0], dict):

@@ -428,6 +428,13 @@ def test_an_odd_mark_after_the_end_loses_no_answer(mark: str) -> None:
     assert outcome.generation == Generation("hello", "stop")
 
 
+def test_an_error_after_the_end_of_an_answer_loses_no_answer() -> None:
+    """A gateway whose own accounts fail says so behind an answer that is complete and paid for."""
+    late = {"error": {"message": "usage could not be recorded", "code": 500}}
+    assert call("openai", sends(piece("hello", "stop"), late, DONE)).generation == Generation("hello", "stop")
+    assert code_of(call("openai", sends(piece("hello"), late, DONE))) == "overloaded"
+
+
 @pytest.mark.parametrize(
     ("word", "code"),
     [("contentFilter", "content_filtered"), ("ContentFiltered", "content_filtered"), ("maxTokens", "length")],
