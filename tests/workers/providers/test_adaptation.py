@@ -149,7 +149,17 @@ def test_a_call_is_sent_again_a_bounded_number_of_times() -> None:
         name = next(name for name in names if name in call.body)
         await call.answer(400, json.dumps(unsupported(name)).encode())
 
-    request = replace(REQUEST, temperature=0.5, top_p=0.5, top_k=5, min_p=0.5, seed=1, stop=["x"], **PENALTIES)
+    request = replace(
+        REQUEST,
+        temperature=0.5,
+        top_p=0.5,
+        top_k=5,
+        min_p=0.5,
+        seed=1,
+        stop=["x"],
+        frequency_penalty=0.5,
+        presence_penalty=0.5,
+    )
     outcome = call("openai", refuses, request)
     assert len(outcome.server.calls) == 1 + MOST_RESENDS
     assert "'max_tokens'" in outcome.error.failure.message
@@ -163,7 +173,7 @@ def test_all_that_chat_programs_send_by_default_may_be_refused_one_by_one() -> N
         name = next((name for name in names if name in call.body), None)
         await (call.answer(400, json.dumps(unsupported(name)).encode()) if name else answers(call))
 
-    request = replace(REQUEST, temperature=0.7, top_p=1.0, stop=["x"], **PENALTIES)
+    request = replace(REQUEST, temperature=0.7, top_p=1.0, stop=["x"], frequency_penalty=0.5, presence_penalty=0.5)
     server, meters = ask(refuses, request, request)
     assert len(server.calls) == len(names) + 2
     assert all(len(meter.adapted) == len(names) for meter in meters)
