@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from models.errors import FieldProblem, PayloadTooLarge, UnsupportedMediaType, ValidationFailed
 
+_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 32
 MAX_KEYS = 1000
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
@@ -65,7 +66,7 @@ def parse_json_object(body: bytes) -> JsonObject:
     if is_deeper_than(body, MAX_DEPTH):
         _refuse(f"The JSON is malformed or nested deeper than {MAX_DEPTH} levels.")
     try:
-        text = body.decode("utf-8")
+        text = body.removeprefix(_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
         _refuse(f"The request body is not UTF-8: byte {error.start} cannot be decoded.")
     try:

@@ -24,7 +24,8 @@ MALFORMED = {
     "not JSON": b"prompt=x",
     "cut short": b'{"prompt": "x"',
     "two documents": b'{"prompt": "x"} {}',
-    "byte order mark": b'\xef\xbb\xbf{"prompt": "x"}',
+    "a byte order mark alone": b"\xef\xbb\xbf",
+    "a byte order mark twice": b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "x"}',
     "UTF-16": '{"prompt": "x"}'.encode("utf-16"),
     "bad UTF-8": b'{"prompt": "\xff"}',
     "surrogate in UTF-8": b'{"prompt": "\xed\xa0\x80"}',
@@ -57,6 +58,12 @@ async def test_a_malformed_body_is_refused(client: httpx.AsyncClient, body: byte
     response = await client.post("/v1/jobs", content=body, headers=JSON)
     assert (response.status_code, code_of(response)) == (422, "validation_failed")
     assert response.json()["errors"][0]["field"] == "body"
+
+
+async def test_a_byte_order_mark_before_a_body_is_passed_over(client: httpx.AsyncClient) -> None:
+    """Editors of Windows and PowerShell begin files with it, which people then post."""
+    response = await client.post("/v1/jobs", content=b'\xef\xbb\xbf{"prompt": "x"}', headers=JSON)
+    assert response.status_code == 202
 
 
 async def test_an_escaped_backslash_before_u0000_is_text(client: httpx.AsyncClient) -> None:

@@ -19,8 +19,9 @@ from workers.providers.complaints import Complaint
 from workers.providers.instructions import instruction_of
 from workers.providers.unsupported import SYSTEM, Refused, refused_parameters
 
-MOST_RESENDS = 3
-"""How often one call is sent again in another form."""
+MOST_RESENDS = 8
+"""How often one call is sent again in another form: OpenAI's reasoning LLMs name one parameter at a time, and clients
+send six that they refuse."""
 
 REMEMBERED_S = 3600.0
 _MOST_REMEMBERED = 32

@@ -128,7 +128,7 @@ def _of_details(details: list[Any]) -> Complaint:  # Any: a provider's JSON
 def _status(error: Json, kinds: tuple[str, ...]) -> int | None:
     for name in ("code", "status", "statusCode", "status_code"):
         value = error.get(name)
-        if isinstance(value, str) and len(value) == 3 and value.isdigit():
+        if isinstance(value, str) and len(value) == 3 and value.isdecimal():
             value = int(value)
         if isinstance(value, int) and 400 <= value <= 599:
             return value

@@ -4,6 +4,7 @@ The tables are in docs/providers.md. Reasoning is paid for and is not part of th
 left there: nobody can tell such a mark of a server without a reasoning parser from an answer that speaks of it.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,6 +61,7 @@ REASONING_FIELDS = (
     ReasoningField("thinking_blocks", "LiteLLM: a list of parts, beside `reasoning_content`"),
 )
 
+_MARKS_OF_A_PART = frozenset({"type", "text"})
 _DEEPEST = 8
 """Lists within lists that are looked into."""
 
@@ -74,10 +76,10 @@ def parts_of(message: Part) -> Iterator[tuple[Kind, str]]:
     has_reasoning = False
     content_kind = Kind.REASONING if _is_thought(message) else Kind.TEXT
     for name, value in message.items():
-        if not value:
+        if not value and (name != "content" or value != 0 or isinstance(value, bool)):
             continue
         if name == "content":
-            yield from _parts(value, content_kind)
+            yield from _parts(_written(value), content_kind)
         elif name == "refusal" and isinstance(value, str):
             yield Kind.REFUSAL, value
         elif name in _REASONING_NAMES and not has_reasoning:
@@ -94,6 +96,17 @@ def calls_of(message: Part) -> Iterator[str]:
         if isinstance(function, dict):
             arguments = function.get("arguments")
             yield arguments if isinstance(arguments, str) and arguments else str(function.get("name") or "tool")
+
+
+def _written(content: object) -> object:
+    """A content, as text where it is the answer's own JSON, which a server parsed; parts have a type or a text."""
+    first = content[0] if isinstance(content, list) and content else content
+    if isinstance(first, str | list | bool) or (isinstance(first, dict) and not _MARKS_OF_A_PART.isdisjoint(first)):
+        return content
+    try:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return None
 
 
 def _parts(value: object, kind: Kind, depth: int = 0) -> Iterator[tuple[Kind, str]]:

@@ -38,6 +38,8 @@ def read_embeddings(answer: bytes, request: EmbeddingRequest, meter: Meter) -> l
             failure.detail = storable_text(failure.detail)
             raise failure
         raise malformed("it has no embeddings")
+    if not any(mapping(entry).get("embedding") for entry in data):
+        raise malformed("it has no embeddings")
     if not said:
         meter.input_tokens, meter.estimated = most_tokens(request.texts), True
     meter.mark_first_token()
@@ -65,7 +67,7 @@ def _ordered(data: list[object]) -> list[object]:
     """
     indexes = [place if (index := mapping(entry).get("index")) is None else index for place, entry in enumerate(data)]
     counts = [count for index in indexes if (count := count_of(index)) is not None]
-    if len(set(counts)) == 1:
+    if len(counts) == len(data) and len(set(counts)) == 1:
         return data
     if len(set(counts)) != len(data) or max(counts) - min(counts) != len(data) - 1:
         raise malformed("its embeddings are not in an order")

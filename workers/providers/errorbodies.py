@@ -1,5 +1,6 @@
 """Errors inside an answer of status 200: one error object for each form in use; the table is in docs/providers.md."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,10 +53,14 @@ def _of_list(document: Json) -> object:
     return errors[0] if isinstance(errors, list) and errors else None
 
 
+_FAILED_STATUS = re.compile(r"[45][0-9][0-9]|error|fail|failed|failure")
+
+
 def _of_code(document: Json) -> object:
     says = any(isinstance(document.get(name), str) and document[name] for name in _MESSAGES)
     codes = [document.get(name) for name in ("code", "status_code", "error_code", "statusCode")]
     fails = any(code is not None and str(code).lower() not in _NOT_ERRORS for code in codes)
+    fails |= _FAILED_STATUS.fullmatch(str(document.get("status")).lower()) is not None
     return document if says and (fails or document.get("success") is False) else None
 
 
@@ -84,6 +89,7 @@ ERROR_FORMS = (
     ErrorForm('`{"base_resp": {"status_code", "status_msg"}}`', "MiniMax", _of_base_resp),
     ErrorForm('`{"code", "message"}`, `{"error_code", "error_msg"}`', "DashScope, Baidu, SiliconFlow", _of_code),
     ErrorForm('`{"success": false, "msg"}`', "Zhipu, gateways", _of_code),
+    ErrorForm('`{"status": 429, "message"}`, `{"status": "error", "message"}`', "gateways", _of_code),
 )
 
 

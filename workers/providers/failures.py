@@ -135,13 +135,13 @@ _PHRASES: tuple[tuple[Meaning, re.Pattern[str]], ...] = tuple(
                 r"|max(_completion)?_tokens\W{0,2} is too large|supports at most \d+ completion tokens"  # OpenAI
                 r"|maximum allowed number of output tokens"  # Anthropic
                 r"|max(_completion)?_tokens\W? (is limited|must be (less than or equal to|at most))"  # Scaleway, Groq
-                r"|valid range of max_tokens is|max(_completion)?_tokens\b.{0,80}above maximum value"
+                r"|range of max_tokens (is|should be)|max(_completion)?_tokens\b.{0,80}above maximum value"
             ),  # DeepSeek, OpenAI
         ),
         (
             FILTERED,
             (
-                r"content management policy|triggered .{0,40}content filter"  # Azure
+                r"content management policy|blocked by content filter|triggered .{0,40}content filter"  # Azure
                 r"|violat\w{0,4} (our |the )?usage (policy|policies|guidelines)"  # OpenAI, xAI
                 r"|requires moderation .{0,60}flagged|input was flagged"  # OpenRouter
                 r"|content exists risk|inappropriate content"  # DeepSeek, DashScope
@@ -169,7 +169,7 @@ _PHRASES: tuple[tuple[Meaning, re.Pattern[str]], ...] = tuple(
         (
             ACCESS,
             (
-                r"(invalid|incorrect) api[ _-]?key|api[ _-]?key (not valid|not found|is invalid|expired)"
+                r"(invalid|incorrect) api[ _-]?key|api[ _-]?key (not valid|not found|is invalid|(has |is )?expired)"
                 r"|organization (has been disabled|must be verified to use)|authentication token"
             ),
         ),

@@ -3,6 +3,7 @@
 docs/providers.md has the table; its rows are tests.
 """
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -49,6 +50,12 @@ REASONS = (
     FinishReason("model_context_window_exceeded", Finish.LENGTH, "Anthropic"),
     FinishReason("compaction", Finish.LENGTH, "Anthropic"),
     FinishReason("error_limit", Finish.LENGTH, "Cohere"),
+    FinishReason("max_output", Finish.LENGTH, "MiniMax"),
+    FinishReason("max_length", Finish.LENGTH, "gateways"),
+    FinishReason("token_limit", Finish.LENGTH, "watsonx"),
+    FinishReason("token_limit_reached", Finish.LENGTH, "Azure's SDKs"),
+    FinishReason("time_limit", Finish.LENGTH, "watsonx"),
+    FinishReason("repetition_truncation", Finish.LENGTH, "Xiaomi"),
     FinishReason("content_filter", Finish.FILTERED, "OpenAI, Azure, DeepSeek"),
     FinishReason("content_filtered", Finish.FILTERED, "Bedrock"),
     FinishReason("guardrail_intervened", Finish.FILTERED, "Bedrock"),
@@ -90,14 +97,16 @@ REASONS = (
 NOT_SAID = ("", "null", "none", "unspecified", "in_progress")
 """Words that say that the answer goes on: Ollama and SGLang have ``""`` in every chunk, DashScope ``"null"``."""
 
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _OF_WORD = {reason.word: reason.finish for reason in REASONS}
 
 
 def finish_of(reason: object) -> Finish | None:
-    """What a finish reason means; None where nothing is said. SGLang's is an object with a ``type``."""
+    """What a finish reason means; None where nothing is said. SGLang's is an object with a ``type``; SDKs of .NET and
+    Java write ``contentFilter``."""
     if isinstance(reason, dict):
         reason = reason.get("type")
     if not isinstance(reason, str):
         return None
-    word = reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
+    word = _CAPITAL.sub("_", reason.strip()).lower().replace("-", "_").removeprefix("finish_reason_")
     return None if word in NOT_SAID else _OF_WORD.get(word, Finish.OTHER)

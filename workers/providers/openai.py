@@ -131,6 +131,8 @@ class OpenAITranscript(Transcript):
         if document is None:
             return
         if not isinstance(document, dict):
+            if self.finish is not None and isinstance(document, str):
+                return  # ``"[DONE]"`` as JSON, or another mark after the end
             self.raise_error(document)
             raise self.refused("it is no chat completion")
         choices = document.get("choices")
@@ -139,6 +141,8 @@ class OpenAITranscript(Transcript):
         elif "x_groq" in document:
             self.count(counts_of(mapping(mapping(document["x_groq"]).get("usage"))))
         if not choices or "error" in document:
+            if self.is_complete and not choices:
+                return
             self.raise_error(document)
         if choices:
             if not isinstance(choices, list) or not isinstance(choices[0], dict):

@@ -155,6 +155,11 @@ class Transcript:
         return not (self._pieces or self._meter.input_tokens or self._meter.output_tokens)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether an answer with text has ended well: then what follows may say more of it, and not take it back."""
+        return self.finish in _ANSWERED and self.has_text
+
+    @property
     def has_text(self) -> bool:
         """Whether some of the answer has come."""
         return bool(self._texts)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from workers.providers.complaints import Complaint
@@ -17,7 +17,9 @@ Json = Mapping[str, Any]  # Any: a request's body
 
 SYSTEM = "system"
 _ROLES = frozenset({SYSTEM, "developer"})
-_BOTH = re.compile(r"[`'\"]?(\w+)[`'\"]? and [`'\"]?(\w+)[`'\"]? cannot both be (?:specified|set|used)")  # Anthropic
+_BOTH = re.compile(
+    r"\b(\w{1,64})[`'\"]? and [`'\"]?(\w{1,64})[`'\"]? cannot both be (?:specified|set|used)"
+)  # Anthropic
 
 _SAMPLING = r"temperature|top_[pk]|min_p|seed|logprobs|(?:frequency|presence)_?penalty|stop_sequences|stream(?:ing)?"
 _NOT_TAKEN = (
@@ -40,6 +42,13 @@ _NAMED = tuple(
         # OpenAI, Google, servers in Rust and Go
         r"unknown (?:parameter|field|name|argument)s?:? [`'\"]?(?P<name>\w+)",
         r"\b(?P<penalty>penalty) is not enabled",
+        # LiteLLM, Volcengine, servers in Python
+        r"support parameters: [\[{](?P<names>[^\]}]{1,400})",
+        r"n't support (?P<name>\w+)=[\w.]{1,40}[^.]{0,60}\. only (?P=name)=",
+        r"parameter [`'\"]?(?P<name>\w+)[`'\"]? specified in the request (?:is|are) not valid: [^.]{0,80}not supported",
+        r"unexpected keyword argument [`'\"](?P<name>\w+)",
+        r"extra (?:inputs are|fields) not permitted: [`'\"]?(?P<name>\w+)",
+        r"(?:^|\n)(?P<name>\w+)\n\s{1,8}extra (?:inputs are|fields) not permitted",
         # xAI, vLLM
         r"argument not supported on this model: (?P<name>\w+)",
         r"does(?: not|n't) support (?:the )?(?:parameters? |argument )?[`'\"]?(?P<name>[a-z]\w+)\b" + _NO_VALUE,
@@ -57,6 +66,7 @@ _NAMED = tuple(
     )
 )
 
+_QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 _JSON = r"json.?(?:schema|mode|object)|structured outputs?"
 _FORMAT = re.compile(
     r"response.?format\b.{0,80}(?:unavailable|unsupported|enabled only|not (?:implemented|available|supported|enabled))"
@@ -75,11 +85,18 @@ _ROLE = re.compile(
     r"|not support (?:the )?(?:system|developer) (?:role|message|prompt|instruction)",
     re.IGNORECASE,
 )
+_FORBIDDEN = "extra_forbidden"  # pydantic's
 _UNSUPPORTED_KINDS = frozenset({"unsupported_parameter", "unknown_parameter", "unrecognized_parameter"})
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _NO_LETTER = re.compile(r"[\W_]+")
 _LONGEST_LOOK = 256 * 1024
 """Characters of a request that are searched for the words of an error: a few milliseconds."""
+
+_MOST_NAMES = 20
+"""Names in one sentence that are looked at: each is searched for in the request."""
+
+_MOST_TEXTS = 2000
+"""Names and texts of a schema among which a name is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +115,14 @@ class Refused:
 
 def refused_parameters(complaint: Complaint, body: Json) -> Iterator[Refused]:
     """The parameters of a request's body that a server refuses, as such and by name."""
-    for name in complaint.unknown:
-        yield Refused(name, True)
-    if complaint.parameter is not None and not _UNSUPPORTED_KINDS.isdisjoint(complaint.kinds):
-        yield Refused(complaint.parameter, True)
     request = _Words(body)
-    for name, said in _names(complaint.message):
-        if name not in _ROLES:
-            yield Refused(name, not request.may_have(said))
+    for name in complaint.unknown:
+        yield Refused(name, not request.may_have(name, _FORBIDDEN))
+    if complaint.parameter is not None and (kinds := _UNSUPPORTED_KINDS.intersection(complaint.kinds)):
+        yield Refused(complaint.parameter, not request.may_have(complaint.parameter, *kinds))
+    for name, said in islice(_names(complaint.message), _MOST_NAMES):
+        if name not in _ROLES and name not in complaint.unknown:
+            yield Refused(name, not (request.may_have(said) or request.defines(name)))
     if found := _BOTH.search(complaint.message):
         yield Refused(found[2], not request.may_have(found[0]), beside=found[1])
     if found := _ROLE.search(complaint.message):
@@ -122,16 +139,30 @@ class _Words:
     def __init__(self, body: Json) -> None:
         self._body = body
 
-    def may_have(self, said: str) -> bool:
-        """Whether these words are in the request, or it is too long to look at for them."""
-        return self._letters is None or _NO_LETTER.sub("", said).lower() in self._letters
+    def may_have(self, *said: str) -> bool:
+        """Whether all of these words are in the request, or it is too long to look at for them."""
+        return self._letters is None or all(_letters(words) in self._letters for words in said)
+
+    def defines(self, name: str) -> bool:
+        """Whether the request's own schema has this name: then a server may speak of that, in a sentence of its own."""
+        return any(_letters(name) in _letters(text) for text in self._of_schema)
 
     @cached_property
     def _letters(self) -> str | None:
         texts = list(_strings(self._body))
         if sum(map(len, texts)) > _LONGEST_LOOK:
             return None
-        return _NO_LETTER.sub("", "".join(texts)).lower()
+        return _letters("".join(texts))
+
+    @cached_property
+    def _of_schema(self) -> list[str]:
+        return list(
+            islice(_strings([self._body.get("response_format"), self._body.get("tools")], keys=True), _MOST_TEXTS)
+        )
+
+
+def _letters(text: str) -> str:
+    return _NO_LETTER.sub("", text).lower()
 
 
 def _names(message: str) -> Iterator[tuple[str, str]]:
@@ -142,6 +173,8 @@ def _names(message: str) -> Iterator[tuple[str, str]]:
             if groups.get("instead"):
                 other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
                 yield other[groups["instead"].lower()], found[0]
+            elif groups.get("names"):
+                yield from ((name.lower(), found[0]) for name in _QUOTED.findall(groups["names"]))
             elif groups.get("penalty"):
                 yield from ((name, found[0]) for name in ("frequency_penalty", "presence_penalty"))
             else:
@@ -149,11 +182,13 @@ def _names(message: str) -> Iterator[tuple[str, str]]:
                 yield ("stream" if name == "streaming" else name), found[0]
 
 
-def _strings(value: object) -> Iterator[str]:
-    """Every string in a JSON value."""
+def _strings(value: object, *, keys: bool = False) -> Iterator[str]:
+    """Every string in a JSON value, and with ``keys`` every name in it."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_strings, value.values()))
+        if keys:
+            yield from map(str, value)
+        yield from chain.from_iterable(_strings(member, keys=keys) for member in value.values())
     elif isinstance(value, list):
-        yield from chain.from_iterable(map(_strings, value))
+        yield from chain.from_iterable(_strings(member, keys=keys) for member in value)

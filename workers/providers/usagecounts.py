@@ -35,10 +35,14 @@ class UsageField:
 INPUT = (
     UsageField(("prompt_tokens",), "OpenAI and all that follow it"),
     UsageField(("input_tokens",), "Anthropic, Bedrock, OpenAI's Responses"),
+    UsageField(("inputTokens",), "Bedrock's Converse behind gateways"),
+    UsageField(("promptTokens",), "gateways on the Vercel AI SDK"),
 )
 OUTPUT = (
     UsageField(("completion_tokens",), "OpenAI and all that follow it"),
     UsageField(("output_tokens",), "Anthropic, Bedrock, OpenAI's Responses"),
+    UsageField(("outputTokens",), "Bedrock's Converse behind gateways"),
+    UsageField(("completionTokens",), "gateways on the Vercel AI SDK"),
 )
 CACHED = (
     UsageField(("prompt_tokens_details", "cached_tokens"), "OpenAI, Azure, xAI, Groq, OpenRouter, vLLM"),

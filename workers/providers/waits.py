@@ -7,7 +7,7 @@ sentence ("try again in 7m12s"), ``x-ratelimit-reset-*`` of each limit that is u
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from time import time
@@ -18,15 +18,17 @@ MAX_WAIT_S = 86_400.0
 _SINCE_1970_S = 1.5e9
 _SINCE_1970_MS = 1e12
 _UNITS_S = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6}
+_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,12})?) ?s(?:ec(?:ond)?s?)?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,12})?(?:d|h|ms|us|µs|m|s))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|d|h|m|s)")
 _SENTENCE = re.compile(
-    r"\b(?:re)?try (?:again )?(?:in|after) (?:about )?(\d{1,9}(?:\.\d{1,12})?) ?"
-    r"(seconds?|minutes?|hours?|milliseconds?)\b"
-    r"|\b(?:re)?try (?:again )?(?:in|after) ((?:\d{1,9}(?:\.\d{1,12})?(?:d|h|ms|m|s))+)(?![a-z])",
+    r"\b(?:(?:re)?try(?:ing)? (?:again )?(?:in|after)|(?:please )?wait(?: for)?|available in)"
+    r" (?:about |at least )?(\d{1,9}(?:\.\d{1,12})?) ?"
+    r"(sec(?:ond)?s?|min(?:ute)?s?|hours?|milliseconds?)\b"
+    r"|\b(?:re)?try(?:ing)? (?:again )?(?:in|after) ((?:\d{1,9}(?:\.\d{1,12})?(?:d|h|ms|m|s))+)(?![a-z])",
     re.IGNORECASE,
 )
-_WORDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "millisecond": 0.001}
+_WORDS = {"sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "hour": 3600.0, "millisecond": 0.001}
 _RESET = re.compile(r"(?:x|anthropic)-ratelimit-(?:reset(?P<suffix>-[a-z-]+)?|(?P<infix>[a-z-]+)-reset)")
 
 
@@ -62,6 +64,8 @@ def _seconds(text: str | None) -> float | None:
         if number >= _SINCE_1970_MS:
             return number / 1000 - time()
         return number - time() if number >= _SINCE_1970_S else number
+    if found := _SECONDS.fullmatch(text.strip()):
+        return float(found[1])
     if _DURATION.fullmatch(text.strip()):
         return sum(float(count) * _UNITS_S[unit] for count, unit in _PART.findall(text))
     return _until(text)
@@ -77,7 +81,9 @@ def _number(text: str | None, unit: float) -> float | None:
 def _until(date: str) -> float | None:
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
-            return read(date.strip()).timestamp() - time()
+            moment = read(date.strip())
+            # A date without a zone is UTC, as it is in HTTP, wherever this machine stands.
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time()
         except (ValueError, OverflowError, TypeError):
             continue
     return None

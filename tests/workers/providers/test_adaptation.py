@@ -19,6 +19,7 @@ from tests.workers.providers.test_openai import COUNTED, WHOLE, piece
 from tests.workers.providers.vendor_errors import openai
 from tests.workers.providers.vendor_refusals import (
     FORM,
+    PENALTIES,
     ROWS,
     SCHEMA,
     SYSTEM,
@@ -142,16 +143,41 @@ def test_only_a_refusal_of_the_request_changes_it(status: int) -> None:
 
 def test_a_call_is_sent_again_a_bounded_number_of_times() -> None:
     """A server that refuses one parameter after another has the last word after a few."""
-    names = ["temperature", "top_p", "top_k", "min_p", "seed"]
+    names = ["temperature", "top_p", "top_k", "min_p", "seed", "stop", *PENALTIES, "max_tokens"]
 
     async def refuses(call: Call) -> None:
         name = next(name for name in names if name in call.body)
         await call.answer(400, json.dumps(unsupported(name)).encode())
 
-    request = replace(REQUEST, temperature=0.5, top_p=0.5, top_k=5, min_p=0.5, seed=1)
+    request = replace(
+        REQUEST,
+        temperature=0.5,
+        top_p=0.5,
+        top_k=5,
+        min_p=0.5,
+        seed=1,
+        stop=["x"],
+        frequency_penalty=0.5,
+        presence_penalty=0.5,
+    )
     outcome = call("openai", refuses, request)
     assert len(outcome.server.calls) == 1 + MOST_RESENDS
-    assert "'min_p'" in outcome.error.failure.message
+    assert "'max_tokens'" in outcome.error.failure.message
+
+
+def test_all_that_chat_programs_send_by_default_may_be_refused_one_by_one() -> None:
+    """LangChain's and chat programs' defaults at an LLM that reasons: guardrails-ai/guardrails#1353."""
+    names = ["max_tokens", "temperature", "top_p", "stop", *PENALTIES]
+
+    async def refuses(call: Call) -> None:
+        name = next((name for name in names if name in call.body), None)
+        await (call.answer(400, json.dumps(unsupported(name)).encode()) if name else answers(call))
+
+    request = replace(REQUEST, temperature=0.7, top_p=1.0, stop=["x"], frequency_penalty=0.5, presence_penalty=0.5)
+    server, meters = ask(refuses, request, request)
+    assert len(server.calls) == len(names) + 2
+    assert all(len(meter.adapted) == len(names) for meter in meters)
+    assert all(meter.usage == COUNTED for meter in meters)
 
 
 def test_a_server_that_wants_one_name_and_then_the_other_is_not_asked_for_ever() -> None:
@@ -401,3 +427,43 @@ def test_what_embeddings_are_asked_for_in_is_left_out_where_it_is_refused() -> N
             await provider.close()
 
     asyncio.run(main())
+
+
+ECHOED = "unsupported_parameter"
+ECHOES: dict[str, tuple[GenerationRequest, Callable[[Json], object]]] = {
+    "an error as the prompt": (
+        replace(REQUEST, messages=[{"role": "user", "content": json.dumps(openai("x", param="seed", code=ECHOED))}]),
+        lambda body: openai(body["messages"][0]["content"]),
+    ),
+    "a validator's list as the prompt": (
+        replace(REQUEST, messages=[{"role": "user", "content": json.dumps(forbidden("seed")["message"]["detail"])}]),
+        lambda body: openai(body["messages"][0]["content"]),
+    ),
+    "a name of the schema": (
+        replace(
+            REQUEST,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"seed": {}}}},
+            },
+        ),
+        lambda _: openai("additional properties are not allowed ('seed' was unexpected)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ECHOES)
+def test_what_a_request_may_have_put_into_an_error_changes_no_other_request(kind: str) -> None:
+    """A server that says what it was sent, or speaks of a schema, says nothing of the LLM."""
+    request, said = ECHOES[kind]
+
+    async def handler(call: Call) -> None:
+        is_evil = call.body["messages"] != REQUEST.messages or "response_format" in call.body
+        if is_evil and "seed" in call.body:
+            await call.answer(400, json.dumps(said(call.body)).encode())
+        else:
+            await answers(call)
+
+    server, meters = ask(handler, replace(request, seed=1), replace(REQUEST, seed=1))
+    assert [meter.adapted for meter in meters] == [["seed"], []]
+    assert "seed" in server.calls[-1].body

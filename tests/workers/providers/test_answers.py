@@ -253,6 +253,12 @@ ERRORS: dict[str, list[tuple[object, str]]] = {
         ({"detail": [{"loc": ["body"], "msg": "bad"}]}, "overloaded"),
         ({"type": "about:blank", "title": "no", "status": 503, "detail": "no"}, "overloaded"),
     ],
+    '`{"status": 429, "message"}`, `{"status": "error", "message"}`': [
+        ({"status": 429, "message": "slow down"}, "rate_limited"),
+        ({"status": "429", "message": "slow down"}, "rate_limited"),
+        ({"status": "error", "message": "no such engine"}, "overloaded"),
+        ({"status": "failed", "msg": "no such engine"}, "overloaded"),
+    ],
     '`{"base_resp": {"status_code", "status_msg"}}`': [
         ({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "slow down"}}, "rate_limited"),
         ({"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}, "provider_auth"),
@@ -397,6 +403,45 @@ def test_content_may_be_a_list_of_parts(part: PartType, streamed: bool, nested: 
 )
 def test_content_may_have_any_form_that_has_the_text(content: object) -> None:
     assert call("openai", says(completion({"content": content}))).generation.text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"a": {"b": None}}, '{"a":{"b":null}}'),
+        ([{"a": 1}, {"a": 2}], '[{"a":1},{"a":2}]'),
+        ([1, 2], "[1,2]"),
+        (5, "5"),
+        (0, "0"),
+        ({}, ""),
+        (False, ""),
+    ],
+)
+def test_an_answer_that_a_server_parsed_is_its_json_again(content: object, text: str) -> None:
+    """Cloudflare's Workers AI and gateways with a mode for JSON answer with the object and not with its text."""
+    assert call("openai", says(completion({"content": content}))).generation.text == text
+
+
+@pytest.mark.parametrize("mark", ['"[DONE]"', '"done"', "[DONE] "])
+def test_an_odd_mark_after_the_end_loses_no_answer(mark: str) -> None:
+    outcome = call("openai", sends(piece("hello", "stop"), f"data: {mark}\n\n".encode()))
+    assert outcome.generation == Generation("hello", "stop")
+
+
+def test_an_error_after_the_end_of_an_answer_loses_no_answer() -> None:
+    """A gateway whose own accounts fail says so behind an answer that is complete and paid for."""
+    late = {"error": {"message": "usage could not be recorded", "code": 500}}
+    assert call("openai", sends(piece("hello", "stop"), late, DONE)).generation == Generation("hello", "stop")
+    assert code_of(call("openai", sends(piece("hello"), late, DONE))) == "overloaded"
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [("contentFilter", "content_filtered"), ("ContentFiltered", "content_filtered"), ("maxTokens", "length")],
+)
+def test_a_finish_reason_may_be_written_in_capitals_within(word: str, code: str) -> None:
+    outcome = call("openai", sends(piece("hello", word), DONE))
+    assert (outcome.generation.finish_reason if code == "length" else code_of(outcome)) == code
 
 
 @pytest.mark.parametrize("within", ["content", "reasoning", "error"])

@@ -69,6 +69,7 @@ def test_what_the_server_does_not_count_is_estimated_from_above() -> None:
         (200, {"error": {"message": "no"}}),
         (200, {"detail": "no"}),
         (200, {"data": []}),
+        (200, {"data": [{"error": "no"}, {"error": "no"}]}),
         (200, {"data": None, "usage": {"prompt_tokens": 0, "total_tokens": 0}}),
     ],
 )
@@ -155,6 +156,14 @@ def test_what_is_no_vector_is_not_given_out(data: object) -> None:
     error, _, _ = embed(200, data, EmbeddingRequest(TEXTS.texts, base64=True))
     assert isinstance(error, ProviderError)
     assert error.failure.code is FailureCode.OVERLOADED
+
+
+@pytest.mark.parametrize("index", [-1, 2**40, [1], "x"])
+def test_an_index_that_is_none_matches_no_vector_to_a_text(index: object) -> None:
+    """Vectors of the wrong texts are worse than none."""
+    data = [{"index": index, "embedding": [3.0, 4.0]}, {"index": 0, "embedding": [1.0, 2.0]}]
+    failure, _, _ = embed(200, {"data": data})
+    assert isinstance(failure, ProviderError)
 
 
 def test_a_count_under_another_name_is_the_servers_count() -> None:

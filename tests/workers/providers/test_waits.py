@@ -1,7 +1,7 @@
 """How long a provider asks to wait: vectorize-io/hindsight#3508, dirge-code/dirge#719, CortexLM/cortex-code#407,
 cloudfoundry/cloud_controller_ng#2544, NikkeTryHard/zerogravity#19."""
 
-from time import time
+from time import gmtime, strftime, time, tzset
 
 import pytest
 
@@ -35,10 +35,26 @@ from workers.providers.waits import MAX_WAIT_S, retry_after
         ({"anthropic-ratelimit-requests-reset": "2001-01-01T00:00:00Z"}, 0),
         ({"x-ratelimit-reset-tokens": "later"}, None),
         ({"retry-after": "9" * 400}, None),
+        ({"retry-after": "10 seconds"}, 10),
+        ({"retry-after": "30 s"}, 30),
+        ({"retry-after": "45sec"}, 45),
     ],
 )
 def test_headers(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("date", ["%Y-%m-%dT%H:%M:%S", "%a, %d %b %Y %H:%M:%S -0000"])
+def test_a_date_without_a_zone_is_utc_wherever_the_worker_runs(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    tzset()
+    try:
+        wait_s = retry_after({"retry-after": strftime(date, gmtime(time() + 60))})
+    finally:
+        monkeypatch.undo()
+        tzset()
+    assert wait_s is not None
+    assert 50 < wait_s <= 60
 
 
 @pytest.mark.parametrize("form", ["seconds", "milliseconds"])
@@ -58,6 +74,10 @@ def test_a_moment_is_no_number_of_seconds(form: str) -> None:
         ("Please try again in 6ms.", 0.006),
         ("Please retry after 20 seconds.", 20),
         ("Please retry in 34.07s.", 34.07),
+        ("Please wait 37 seconds before retrying.", 37),
+        ("Wait for 2 min.", 120),
+        ("Try again in 5 mins", 300),
+        ("Too many requests; available in 12 secs", 12),
         ("Try again in about 2 minutes", 120),
         ("Please try again in 30 days", None),
         ("try again in a moment", None),

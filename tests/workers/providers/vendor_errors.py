@@ -265,6 +265,12 @@ CONTEXTS: dict[str, Said] = {
             openai("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"),
             "deepseek-ai/DeepSeek-V3#69",
         ),
+        (
+            "DashScope, `max_tokens` above the model's",
+            400,
+            openai("<400> InternalError.Algo.InvalidParameter: Range of max_tokens should be [1, 8192]"),
+            "open-webui/open-webui#10507",
+        ),
     )
 }
 FILTERS: dict[str, Said] = {
@@ -299,6 +305,12 @@ FILTERS: dict[str, Said] = {
         {"error": {"code": 403, "message": 'a/b requires moderation on OpenRouter. Your input was flagged for "x".'}},
         "content_filtered",
         "OpenRouter's documents",
+    ),
+    "output blocked (Anthropic)": Said(
+        400,
+        anthropic("Output blocked by content filtering policy"),
+        "content_filtered",
+        "anthropics/claude-code#6195, #58367",
     ),
     "content exists risk (DeepSeek)": Said(
         400, openai("Content Exists Risk"), "content_filtered", "deepseek-ai/DeepSeek-V2#30, 666ghj/BettaFish#108"

@@ -280,6 +280,47 @@ ROWS = {
         {"response_format": FORM},
         provider="anthropic",
     ),
+    "`does not support parameters: ['seed', 'top_p']` (LiteLLM)": Row(
+        openai("litellm.UnsupportedParamsError: x does not support parameters: ['seed', 'top_p'], for model=y."),
+        lambda body: "seed" in body or "top_p" in body,
+        ["seed", "top_p"],
+        "tscibilia/home-ops#3395, BerriAI/litellm#17658",
+        {"seed": 7, "top_p": 0.5},
+    ),
+    "`doesn't support temperature=0.1 ... Only temperature=1` (LiteLLM)": Row(
+        openai(
+            "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while reasoning is active. "
+            "Only temperature=1 is supported unless reasoning_effort resolves to 'none'."
+        ),
+        sends("temperature"),
+        ["temperature"],
+        "BerriAI/litellm#33738",
+        {"temperature": 0.1},
+    ),
+    "`The parameter ... specified in the request are not valid: not supported` (Volcengine)": Row(
+        openai(
+            "The parameter `frequency_penalty` specified in the request are not valid: not supported by current model.",
+            code="InvalidParameter",
+        ),
+        sends("frequency_penalty"),
+        ["frequency_penalty"],
+        "the form of yiliqi78/TOKENICODE#3",
+        {"frequency_penalty": 0.5},
+    ),
+    "`unexpected keyword argument 'min_p'` (servers in Python)": Row(
+        openai("create() got an unexpected keyword argument 'min_p'"),
+        sends("min_p"),
+        ["min_p"],
+        "servers that pass a body on as arguments",
+        {"min_p": 0.1},
+    ),
+    "a validation error of pydantic as text": Row(
+        openai("1 validation error for ChatRequest\nmin_p\n  Extra inputs are not permitted [type=extra_forbidden]"),
+        sends("min_p"),
+        ["min_p"],
+        "pydantic's own text",
+        {"min_p": 0.1},
+    ),
     "`'messages[0].role' does not support 'system'` (OpenAI)": Row(
         openai(ROLE.format("system"), code="unsupported_value", param="messages[0].role"),
         has_role("system"),
