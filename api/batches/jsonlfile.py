@@ -30,6 +30,8 @@ _INEXACT = re.compile(rb"(?<![\w.\"])-?(?:0(?![\d.eE])(?<=-0)|\d+(?:[.eE]|\d{18}
 
 _OPENAI = {"custom_id", "method", "url", "body"}
 
+_NO_JSONL = "This is no JSONL: there must be one whole JSON object on each line."
+
 
 def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
     """A JSONL file as a table with all the keys that its objects have; raises Unreadable.
@@ -40,7 +42,7 @@ def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
     if not columns:
         file.seek(0)
         first = next((number for number, _ in _lines(file)), None)
-        raise Unreadable("The file is empty." if first is None else "No line of the file is a JSON object.", first)
+        raise Unreadable("The file is empty." if first is None else _NO_JSONL, first)
     file.seek(0)
     return Table(columns, _groups(file, columns, problems))
 
@@ -57,7 +59,7 @@ def _keys(file: BinaryIO) -> Sequence[str]:
             found = orjson.loads(line)
         except orjson.JSONDecodeError:
             if line.lstrip().startswith(b"["):
-                raise Unreadable("This is no JSONL: each line must be one whole JSON object.", number) from None
+                raise Unreadable(_NO_JSONL, number) from None
             continue
         if isinstance(found, dict) and not found.keys() <= keys.keys():
             keys.update(dict.fromkeys(found))
