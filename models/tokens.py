@@ -29,6 +29,8 @@ def most_tokens(texts: Iterable[str]) -> int:
 
 
 def fewest_tokens(texts: Iterable[str]) -> int:
-    """Fewer tokens than, or as many as, a prompt of these messages has; control characters count though a vocabulary may
-    have no token for them."""
+    """Fewer tokens than, or as many as, a prompt of these messages has.
+
+    Control characters count as well, though a vocabulary may have no token for them.
+    """
     return sum(-(-len(text.encode()) // LONGEST_TOKEN_BYTES) for text in texts)
