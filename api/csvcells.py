@@ -11,8 +11,9 @@ full-width ``=``  ``+``  ``-``  ``@``    read as the narrow ones by Excel in Eas
 tab, carriage return, line feed, blanks  left out by the reader, so that what follows begins the cell
 =======================================  ===========================================================================
 
-Within a cell, ``=`` after a separator or a line end, or ``+``, ``-``, ``@`` before a call or DDE after a separator: a
-spreadsheet that expects another separator than the file has divides the cell there, whatever its quotes.
+Within a cell, ``=`` after a separator or a line end, or ``+``, ``-``, ``@`` before a call or DDE after a separator, and
+before DDE after a line end (a call there is a line of code or of a patch too often): a spreadsheet that expects another
+separator than the file has divides the cell there, whatever its quotes.
 """
 
 import re
@@ -31,6 +32,7 @@ _PLAIN = re.compile(
 )
 _WITHIN = re.compile(
     r"""(?<=[\s\S])([;,\t|\r\n][\s"]*)(?=[=\uff1d])
+      | (?<=[\s\S])([\r\n][\s"]*)(?=[+\-@\uff0b\uff0d\uff20]\w[\w.]{0,60}\|[^\r\n]{0,300}!)    # DDE
       | (?<=[\s\S])([;,\t|][\ "]*)(?=[+\-@\uff0b\uff0d\uff20][\w.]{0,60}[(|])
     """,
     re.VERBOSE,

@@ -6,6 +6,7 @@ opened it. Nothing larger than a row is held, and a row is held to :data:`api.ba
 """
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 from io import StringIO, TextIOWrapper
@@ -19,21 +20,26 @@ from api.batches.records import (
     MAX_COLUMNS,
     MAX_RECORD_CHARS,
     RECORDS_AT_ONCE,
+    UTF8_MARK,
     Dialect,
     Group,
     Table,
     Unreadable,
+    marks_of,
 )
 
 SEPARATORS = (",", ";", "\t", "|")
 _BLANKS = " \xa0" + "".join(SEPARATORS)
 HEAD_BYTES = 1 << 16
 _READ_BYTES = 1 << 17
-_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_MARKS = {UTF8_MARK: "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _NOT_UTF8 = (
     "The byte 0x{:02x} is not UTF-8, here and perhaps in further lines; save the file as CSV UTF-8, or send its"
     " encoding, such as encoding=windows-1252."
 )
+_TOLD = re.compile(r'"?sep=([\x01-\t\x0b\x0c\x0e-\x7f])(?:\1{0,9}"?|"\1{0,9})(?=[\r\n]|\Z)', re.IGNORECASE)
+"""Some quote the line, or write it again with the separators of the other columns behind it."""
+
 _QUOTE_OPEN = "A quote that opens in this row is not closed."
 _QUOTE_WITHIN = 'Something follows a closing quote; within a quoted cell, a quote is written "".'
 _CELL_TOO_LONG = f"A cell has more than {MAX_CELL_CHARS:,} characters, or a quote that opens in this row is not closed."
@@ -49,6 +55,8 @@ def read_csv(file: BinaryIO, problems: Problems, separator: str | None = None, e
     head = file.read(HEAD_BYTES)
     mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
     encoding = _MARKS.get(mark) or encoding or "utf-8"
+    if mark == UTF8_MARK:
+        mark = UTF8_MARK * (marks_of(head) // len(UTF8_MARK))
     text = head[len(mark) :].decode(encoding, "replace")
     told = _told_separator(text)
     separator = separator or told or sniff_separator(text)
@@ -204,6 +212,6 @@ def _line_end(line: str) -> str:
 
 
 def _told_separator(head: str) -> str | None:
-    """The separator of a first line such as ``sep=;``, which Excel writes and obeys."""
-    first = head[:16].splitlines()[0] if head[:16].strip() else ""
-    return first[4] if len(first) == 5 and first.startswith("sep=") and first[4].isascii() else None
+    """The separator of a first line such as ``sep=;``, which Excel obeys, as programs write it."""
+    told = _TOLD.match(head)
+    return told[1] if told is not None else None

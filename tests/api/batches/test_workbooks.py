@@ -196,7 +196,7 @@ def test_shared_texts_are_rich_empty_and_without_their_pronunciation() -> None:
     ],
 )
 def test_a_formula_without_a_result_is_a_problem_with_its_cell(markup: str, properties: str) -> None:
-    """infiniflow/ragflow#19737; programs that cannot compute write 0 for results."""
+    """infiniflow/ragflow#19737, jmcnamara/XlsxWriter#877 (0 for results), SheetJS/sheetjs#1657, #2329."""
     assert "Cell B2 has a formula without a result: open the workbook" in problem(markup, properties=properties)
 
 
