@@ -7,26 +7,15 @@ FORMATS = ("csv", "jsonl", "xlsx")
 MAX_COLUMNS = 1000
 MAX_CELL_CHARS = 1 << 20
 MAX_RECORD_CHARS = 4 << 20
-"""The most that one row may have, all its cells and what separates them together."""
+"""The most characters of one row: its cells and the separators between them."""
 
 RECORDS_AT_ONCE = 1000
 CHARS_AT_ONCE = 1 << 20
-"""Records are handed on in groups of about so many, so that what is done once for a group costs each row little."""
-
-
-UTF8_MARK = b"\xef\xbb\xbf"
-
-
-def marks_of(head: bytes) -> int:
-    """The bytes of UTF-8 byte-order marks at the beginning: a program that puts one before another makes two."""
-    length = 0
-    while head.startswith(UTF8_MARK, length):
-        length += len(UTF8_MARK)
-    return length
+"""A group of records ends at one of these. Work that is done once for a group costs each row little."""
 
 
 class Unreadable(Exception):
-    """A file that cannot be gone on with: what is wrong with it, as a sentence."""
+    """A file that cannot be read on: what is wrong with it, as a sentence."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
