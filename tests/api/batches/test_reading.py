@@ -72,7 +72,7 @@ def test_what_is_in_a_jsonl_file_is_read_as_it_is(rows: list[dict[str, str]]) ->
     assert problems == []
 
 
-def test_a_value_that_is_no_text_becomes_its_json() -> None:
+def test_a_value_that_is_not_text_becomes_its_json() -> None:
     columns, rows, _, _ = read(b'{"a": 1.5, "b": null, "c": {"x": [1, "\xc3\xa9"]}, "d": true}\n', "a.ndjson")
     assert dict(zip(columns, rows[0], strict=True)) == {"a": "1.5", "b": "", "c": '{"x":[1,"é"]}', "d": "true"}
 
