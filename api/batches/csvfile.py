@@ -15,15 +15,14 @@ from typing import BinaryIO
 from api.batches.columns import Columns, read_columns
 from api.batches.problems import Problems
 from api.batches.records import (
-    CHARS_AT_ONCE,
     MAX_CELL_CHARS,
     MAX_COLUMNS,
     MAX_RECORD_CHARS,
-    RECORDS_AT_ONCE,
     Dialect,
-    Group,
+    Record,
     Table,
     Unreadable,
+    grouped,
 )
 from models.textfiles import UTF16_MARKS, marks_of
 
@@ -64,7 +63,7 @@ def read_csv(file: BinaryIO, problems: Problems, separator: str | None = None, e
         reader.skip_line()
     columns = reader.header()
     dialect = _dialect(separator, reader.line_end, encoding, marked=marks > 0)
-    return Table(columns.names, reader.groups(columns), dialect)
+    return Table(columns.names, grouped(reader.rows(columns)), dialect)
 
 
 def sniff_separator(text: str) -> str:
@@ -116,12 +115,9 @@ class CsvReader:
                 return read_columns(cells, line)
         raise Unreadable("The file is empty.")
 
-    def groups(self, columns: Columns) -> Iterator[Group]:
-        """The records in groups; one with another number of cells is a problem and left out."""
+    def rows(self, columns: Columns) -> Iterator[Record]:
+        """The records that have the columns, with their lines and sizes; any other is noted as a problem."""
         width = len(columns.names)
-        cells: list[list[str]] = []
-        lines: list[int] = []
-        chars = 0
         for record, line in self.records():
             if len(record) != width:
                 if len(record) == 1 and not record[0].strip():
@@ -130,14 +126,7 @@ class CsvReader:
                     self._problems.add("file", trouble, line)
                     continue
                 del record[width:]
-            cells.append(record)
-            lines.append(line)
-            chars += len(record[0]) if width == 1 else sum(map(len, record))
-            if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
-                yield Group(cells, lines)
-                cells, lines, chars = [], [], 0
-        if lines:
-            yield Group(cells, lines)
+            yield record, line, len(record[0]) if width == 1 else sum(map(len, record))
 
     def records(self) -> Iterator[tuple[list[str], int]]:
         """The records, without those of an empty line. A mistake is noted as a problem."""

@@ -13,14 +13,13 @@ import orjson
 
 from api.batches.problems import Problems
 from api.batches.records import (
-    CHARS_AT_ONCE,
     MAX_CELL_CHARS,
     MAX_COLUMNS,
     MAX_RECORD_CHARS,
-    RECORDS_AT_ONCE,
-    Group,
+    Record,
     Table,
     Unreadable,
+    grouped,
 )
 from api.bodies import shorten
 from models.textfiles import marks_of
@@ -43,7 +42,7 @@ def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
         first = next((number for number, _ in _lines(file)), None)
         raise Unreadable("The file is empty." if first is None else _NOT_JSONL, first)
     file.seek(0)
-    return Table(columns, _groups(file, columns, problems))
+    return Table(columns, grouped(_rows(file, columns, problems)))
 
 
 def looks_like_openai(columns: Sequence[str]) -> bool:
@@ -70,22 +69,10 @@ def _keys(file: BinaryIO) -> Sequence[str]:
     return list(keys)
 
 
-def _groups(file: BinaryIO, columns: Sequence[str], problems: Problems) -> Iterator[Group]:
-    cells: list[list[str]] = []
-    lines: list[int] = []
-    chars = 0
+def _rows(file: BinaryIO, columns: Sequence[str], problems: Problems) -> Iterator[Record]:
     for number, line in _lines(file):
-        record = _cells(line, columns, problems, number)
-        if record is None:
-            continue
-        cells.append(record)
-        lines.append(number)
-        chars += len(line)
-        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
-            yield Group(cells, lines)
-            cells, lines, chars = [], [], 0
-    if lines:
-        yield Group(cells, lines)
+        if (cells := _cells(line, columns, problems, number)) is not None:
+            yield cells, number, len(line)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:

@@ -1,6 +1,6 @@
 """What the readers of CSV, JSONL and XLSX have in common: columns, and records with the lines where they begin."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 FORMATS = ("csv", "jsonl", "xlsx")
@@ -21,6 +21,10 @@ class Unreadable(Exception):
         super().__init__(message)
         self.message = message
         self.line = line
+
+
+Record = tuple[list[str], int, int]
+"""A record: its cells, the line where it begins, and its size in characters or bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +55,19 @@ class Table:
     columns: Sequence[str]
     groups: Iterator[Group]
     dialect: Dialect = Dialect()
+
+
+def grouped(records: Iterable[Record]) -> Iterator[Group]:
+    """Records in groups, each of which ends at RECORDS_AT_ONCE or CHARS_AT_ONCE."""
+    cells: list[list[str]] = []
+    lines: list[int] = []
+    chars = 0
+    for record, line, size in records:
+        cells.append(record)
+        lines.append(line)
+        chars += size
+        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
+            yield Group(cells, lines)
+            cells, lines, chars = [], [], 0
+    if lines:
+        yield Group(cells, lines)

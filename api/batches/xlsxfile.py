@@ -11,14 +11,13 @@ from typing import BinaryIO
 from api.batches.columns import Columns, read_columns
 from api.batches.problems import Problems
 from api.batches.records import (
-    CHARS_AT_ONCE,
     MAX_CELL_CHARS,
     MAX_RECORD_CHARS,
-    RECORDS_AT_ONCE,
     Dialect,
-    Group,
+    Record,
     Table,
     Unreadable,
+    grouped,
 )
 from api.batches.sheetrows import SheetReader, SheetRow
 from api.batches.workbook import BROKEN, FAULTS, Workbook
@@ -50,7 +49,7 @@ def read_xlsx(file: BinaryIO, problems: Problems) -> Table:
     if any(any(cells[:first]) for _, cells, _ in sample):
         first = 0
     columns = read_columns(names[first:], line)
-    return Table(columns.names, _groups(chain(sample, rows), first, columns, problems), Dialect(mark=True))
+    return Table(columns.names, grouped(_rows(chain(sample, rows), first, columns, problems)), Dialect(mark=True))
 
 
 def _first_row(rows: Iterator[SheetRow]) -> tuple[int, list[str]] | None:
@@ -63,12 +62,9 @@ def _first_row(rows: Iterator[SheetRow]) -> tuple[int, list[str]] | None:
     return None
 
 
-def _groups(rows: Iterator[SheetRow], first: int, columns: Columns, problems: Problems) -> Iterator[Group]:
-    """Rows of the sheet in groups; lines are the row numbers of the sheet."""
-    cells: list[list[str]] = []
-    lines: list[int] = []
+def _rows(rows: Iterator[SheetRow], first: int, columns: Columns, problems: Problems) -> Iterator[Record]:
+    """The rows below the names, with their numbers in the sheet and their sizes."""
     width = len(columns.names)
-    chars = 0
     for line, found, unread in rows:
         record = found[first:] if first else found
         trouble = unread or (_BEFORE if first and any(found[:first]) else None)
@@ -84,14 +80,7 @@ def _groups(rows: Iterator[SheetRow], first: int, columns: Columns, problems: Pr
         if trouble is not None:
             problems.add("file", trouble, line)
             continue
-        cells.append(record)
-        lines.append(line)
-        chars += size
-        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
-            yield Group(cells, lines)
-            cells, lines, chars = [], [], 0
-    if lines:
-        yield Group(cells, lines)
+        yield record, line, size
 
 
 def _trouble_with_cells(record: list[str], size: int) -> str | None:
