@@ -71,7 +71,7 @@ def _keys(file: BinaryIO) -> Sequence[str]:
 
 def _rows(file: BinaryIO, columns: Sequence[str], problems: Problems) -> Iterator[Record]:
     for number, line in _lines(file):
-        if (cells := _cells(line, columns, problems, number)) is not None:
+        if (cells := _checked_cells(line, columns, problems, number)) is not None:
             yield cells, number, len(line)
 
 
@@ -88,7 +88,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int) -> list[str] | None:
+def _checked_cells(line: bytes, columns: Sequence[str], problems: Problems, number: int) -> list[str] | None:
     try:
         found = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -97,20 +97,8 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
     if not isinstance(found, dict):
         problems.add("file", "This line is not a JSON object.", number)
         return None
-    unsure: Any = None  # a value that needs a second look
     try:
-        cells = [
-            value
-            if value.__class__ is str
-            else str(value)
-            if value.__class__ is int and value
-            else ""
-            if value is None
-            else unsure
-            for value in map(found.get, columns)
-        ]
-        if unsure in cells:
-            cells = _careful_cells(found, line, columns)
+        cells = _cells_of(found, line, columns)
     except (RecursionError, orjson.JSONEncodeError):
         problems.add("file", "A value of this line has too many levels.", number)
         return None
@@ -121,6 +109,22 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
         problems.add("file", f"A value has more than {MAX_CELL_CHARS:,} characters.", number)
         return None
     return cells
+
+
+def _cells_of(found: dict[str, Any], line: bytes, columns: Sequence[str]) -> list[str]:  # Any: JSON
+    """The cells of an object; raises RecursionError or JSONEncodeError for too many levels."""
+    unsure: Any = None  # a value that needs a second look
+    cells = [
+        value
+        if value.__class__ is str
+        else str(value)
+        if value.__class__ is int and value
+        else ""
+        if value is None
+        else unsure
+        for value in map(found.get, columns)
+    ]
+    return _careful_cells(found, line, columns) if unsure in cells else cells
 
 
 def _careful_cells(found: dict[str, Any], line: bytes, columns: Sequence[str]) -> list[str]:  # Any: JSON
