@@ -310,7 +310,7 @@ async def _give_up(engine: AsyncEngine, intake: Params) -> None:
 
 
 def _given_up() -> Unavailable:
-    return Unavailable("The file was not gone on with in time; send it again.", retry_after_s=1)
+    return Unavailable("The file was not read to its end in time; send it again.", retry_after_s=1)
 
 
 def check_cost(most: Decimal | None, worst: Decimal) -> None:
