@@ -76,7 +76,10 @@ def _writer(convert: Callable[[str], str], dialect: Dialect) -> Callable[[Sequen
 
 
 class _Lines:
-    """What csv.writer writes to: a list of lines, each with its end. With CR and LF as its end, it quotes both."""
+    """A list of lines, to which csv.writer writes one at a time.
+
+    The writer ends lines with CR and LF, whatever the file has: so it quotes cells with either.
+    """
 
     def __init__(self, lines: list[str]) -> None:
         self.write = lines.append

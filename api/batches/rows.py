@@ -310,11 +310,11 @@ async def _give_up(engine: AsyncEngine, intake: Params) -> None:
 
 
 def _given_up() -> Unavailable:
-    return Unavailable("The file was not gone on with in time; send it again.", retry_after_s=1)
+    return Unavailable("The file was not read to its end in time; send it again.", retry_after_s=1)
 
 
 def check_cost(most: Decimal | None, worst: Decimal) -> None:
-    """Refuse a batch whose worst case is dearer than its caller wants; raises CostCapExceeded."""
+    """Refuse a batch if its worst case costs more than its caller allows; raises CostCapExceeded."""
     if most is not None and worst > most:
         raise CostCapExceeded(
             f"The worst case costs {as_wire(worst)} USD, max_cost_usd is {as_wire(most)}.", param="max_cost_usd"

@@ -66,7 +66,7 @@ def _literal(text: str) -> str:
     if "{{" in text:
         at = text.index("{{")
         raise TemplateProblem(
-            f"{shorten(text[at:], 20)!r} is no {{{{column}}}}; write {{{{{{{{ where the prompt is to show two braces."
+            f"{shorten(text[at:], 20)!r} is not a {{{{column}}}}; write {{{{{{{{ for two braces of text."
         )
     return text
 
