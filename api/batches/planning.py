@@ -108,8 +108,7 @@ class Planner:
         draft.request = request
         draft.columns = columns
         draft.template = self._prompts.user.as_stored()
-        if dialect != Dialect():
-            draft.template.append({"file": asdict(dialect)})
+        draft.dialect = asdict(dialect) if dialect != Dialect() else None
         draft.priority = PRIORITIES[self._request.priority]
         draft.routes = [
             {

@@ -59,8 +59,7 @@ async def csv_results(read: Read, sheet: RowMapping, order: Order, *, raw: bool)
 
 def dialect_of(sheet: RowMapping) -> Dialect:
     """How a batch's results are written as CSV: as its file was."""
-    parts = sheet["template"] or ()
-    return next((Dialect(**part["file"]) for part in parts if "file" in part), Dialect())
+    return Dialect(**(sheet["dialect"] or {}))
 
 
 def _writer(convert: Callable[[str], str], dialect: Dialect) -> Callable[[Sequence[Sequence[Any]]], bytes]:  # Any: JSON

@@ -72,7 +72,8 @@ class BatchDraft:
     routes: list[dict[str, Any]] = field(default_factory=list)  # Any: JSON
     request: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     columns: Sequence[str] | None = None
-    template: list[dict[str, Any]] | None = None  # Any: JSON
+    template: list[dict[str, str | int]] | None = None
+    dialect: dict[str, Any] | None = None  # Any: JSON
     dedupe: bool = False
     priority: int = 1
     max_parallel: int | None = None
@@ -362,6 +363,7 @@ def _columns(draft: BatchDraft, total: int, reserved: Decimal, periods: Sequence
         "request": dump_json(draft.request),
         "columns": None if draft.columns is None else list(draft.columns),
         "template": None if draft.template is None else dump_json(draft.template),
+        "dialect": None if draft.dialect is None else dump_json(draft.dialect),
         "labels": dump_json(draft.labels),
         "total": total,
         "reserved_usd": reserved,
