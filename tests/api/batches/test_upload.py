@@ -87,9 +87,8 @@ async def test_a_csv_becomes_a_batch_with_its_rows_as_they_were(
         "seed": 7,
         "messages": [{"role": "system", "content": "Be brief."}],
     }
-    *template, form = row["template"]
-    assert template == [{"text": "Say "}, {"column": 1}]
-    assert form == {"file": {"separator": ",", "line_end": "\n", "mark": False, "encoding": "utf-8"}}
+    assert row["template"] == [{"text": "Say "}, {"column": 1}]
+    assert row["dialect"] == {"separator": ",", "line_end": "\n", "mark": False, "encoding": "utf-8"}
     rows = await stored(engine, tenant, "batch_rows")
     assert [(r["number"], r["line"], r["custom_id"], r["cells"]) for r in rows] == [
         (1, 2, "1", ["1", "hello", "=cmd()"]),
