@@ -1,11 +1,11 @@
-"""Files that people write by hand: a catalogue, a key, a prompt. Each editor and shell has its own habits."""
+"""Text files that people write: a catalogue, a key, a prompt. Editors and shells encode them differently."""
 
 import codecs
 from pathlib import Path
 
 
 def decode_text(data: bytes) -> str:
-    """The text of such a file: UTF-8 with or without a byte order mark, or UTF-16 with one, as PowerShell writes it.
+    """The text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one, as PowerShell writes it.
 
     Raises ValueError with what is wrong.
     """
