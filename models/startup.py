@@ -31,7 +31,9 @@ def settings_or_end(kind: type[S]) -> S:
 
 
 def require_stores(settings: StoreSettings) -> None:
-    """Raise ConfigurationError when Postgres or Redis refuses for good. One connection to each; one that is away is
-    waited for later."""
+    """Raise ConfigurationError when Postgres or Redis refuses for good; opens one connection to each.
+
+    A store that cannot be reached now raises nothing: the process waits for it.
+    """
     require_session(settings.database_url)
     require_redis(settings.redis_url)
