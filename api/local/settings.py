@@ -35,7 +35,9 @@ def api_address(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"{url} is no address of an API: it begins with http:// or https://")
     try:
-        httpx.URL(url)
+        host = httpx.URL(url).host
     except (httpx.InvalidURL, ValueError) as error:
         raise SettingsError(f"{url} is no address of an API: {error}") from None
+    if not host:
+        raise SettingsError(f"{url} is no address of an API: it has no host")
     return url.rstrip("/")

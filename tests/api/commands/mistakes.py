@@ -270,6 +270,11 @@ FILES = (
         "localhost:8000 is no address of an API: it begins with http:// or https://",
     ),
     Mistake(
+        "the API's address has no host",
+        ("health", "--url", "http://"),
+        "http:// is no address of an API: it has no host",
+    ),
+    Mistake(
         "the API's port is not a number",
         ("usage", "--url", "http://h:port"),
         "http://h:port is no address of an API: ...",
