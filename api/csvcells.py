@@ -1,19 +1,22 @@
-"""Cells of the CSV that we write, kept from being executed by the spreadsheet that opens it.
+"""Cells of the CSV that we write, made so that no spreadsheet executes one.
 
-A cell that a spreadsheet takes for a formula gets an apostrophe before it. A plain number is evaluated to itself and
-stays. Source: OWASP, "CSV Injection".
+A cell that a spreadsheet takes for a formula gets an apostrophe before it. A plain number is evaluated to itself, and
+stays as it is. Source: OWASP, "CSV Injection".
 
 =======================================  ===========================================================================
 begins with                              why
 =======================================  ===========================================================================
 ``=``  ``+``  ``-``  ``@``               a formula; ``+`` and ``-`` as of old spreadsheets, ``@`` as of Lotus; also DDE
 full-width ``=``  ``+``  ``-``  ``@``    read as the narrow ones by Excel in East Asian languages
-tab, carriage return, line feed, blanks  left out by the reader, so that what follows begins the cell
+tab, carriage return, line feed, blanks  a reader leaves them out; the cell begins with what follows
 =======================================  ===========================================================================
 
-Within a cell, ``=`` after a separator or a line end, or ``+``, ``-``, ``@`` before a call or DDE after a separator, and
-before DDE after a line end (a call there is a line of code or of a patch too often): a spreadsheet that expects another
-separator than the file has divides the cell there, whatever its quotes.
+A spreadsheet that expects another separator than the file has divides a cell at that one, in spite of its quotes. So
+within a cell, these get an apostrophe too:
+
+- ``=`` after a separator or a line end;
+- ``+``, ``-`` and ``@`` after a separator, before a call or DDE;
+- ``+``, ``-`` and ``@`` after a line end, before DDE. A call stays there: it is often a line of code or of a patch.
 """
 
 import re
@@ -25,7 +28,7 @@ _PLAIN = re.compile(
           (?:\d{1,3}(?:[,.'\u2019\ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d*)?
           | [.,]\d+
         )(?:[eE][+-]?\d{1,3})?[ ]?[%\u20ac$\u00a3]?
-        | \+\d{1,3}(?:\ \d{1,12}){1,6}    # a telephone number with blanks, which is no expression
+        | \+\d{1,3}(?:\ \d{1,12}){1,6}    # a telephone number with blanks, which is not an expression
         | [+-]
     """,
     re.VERBOSE | re.ASCII,
@@ -40,7 +43,7 @@ _WITHIN = re.compile(
 
 
 def harmless(cell: str) -> str:
-    """A cell that no spreadsheet executes, and that is as it was where none would."""
+    """The cell as no spreadsheet executes it: unchanged if none would."""
     if "=" in cell or "(" in cell or "|" in cell or "\uff1d" in cell:
         cell = _WITHIN.sub(lambda found: f"{found[0]}'", cell)
     return f"'{cell}" if _BEGINS.match(cell) is not None and _PLAIN.fullmatch(cell) is None else cell

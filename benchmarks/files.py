@@ -1,12 +1,12 @@
-"""Spreadsheets and CSV files of other projects' test suites, each cell compared with what other readers make of it.
+"""Spreadsheets and CSV files of other projects' test suites: each cell compared with what another reader reads.
 
     python -m benchmarks.files FOLDER [--show 20]
 
 Every .xlsx, .xlsm, .csv and .tsv file of up to 2 MiB below the folder is read as an upload is. Workbooks are compared
-with openpyxl, whose values xlfmt shows in their number formats: two packages that Headrace does not need, to be
-installed for this alone. CSV is compared with a reader of RFC 4180 of 30 lines, below. A file may also be refused, or
-rows of it named as problems: the table counts these by their reasons. Nothing is fetched. Bound: no cell
-differs but where the other reader is known to be wrong (docs/batches.md).
+with openpyxl, whose values xlfmt shows in their number formats. Headrace does not need these two packages; install
+them for this alone. CSV is compared with a reader of RFC 4180 of 30 lines, below. A file may also be refused, or rows
+of it named as problems: the table counts these by their reasons. Nothing is fetched. Bound: no cell differs, except
+where the other reader is known to be wrong (docs/batches.md).
 """
 
 import datetime as dt
@@ -22,10 +22,10 @@ from typing import Any
 
 from api.batches.opening import open_table
 from api.batches.problems import Problems
-from api.batches.records import Unreadable
+from api.batches.records import Dialect, Table, Unreadable
 
 Cells = Mapping[int, Sequence["Right"]]
-"""By line, what is right for each cell of the line."""
+"""What is right for each cell of a line, by the line."""
 
 MAX_BYTES = 2 << 20
 """The largest file that is compared: the other readers hold a file whole."""
@@ -60,19 +60,16 @@ def compare(path: Path, tally: Tally, show: Callable[[str], None]) -> None:
         tally.reasons[_QUOTED.sub("…", refusal.message)] += 1
         return
     tally.unread_rows += problems.total
-    if problems:
-        found = problems.as_error().problems
+    found = problems.as_error().problems if problems else ()
+    if found:
         tally.reasons[f"rows: {_QUOTED.sub('…', found[0].message)}"] += 1
     else:
         tally.whole += 1
-    right = _csv_cells(path, table.dialect.encoding) if path.suffix in (".csv", ".tsv") else _sheet_cells(path)
-    named = {problem.line for problem in problems.as_error().problems} if problems else set()
-    lines = [line for line, tests in right.items() if not all(test.fits("") for test in tests)]
-    header, *others = lines or [0]
-    first = next(n for n, test in enumerate(right[header]) if not test.fits("")) if lines else 0
-    first -= next((n for n, name in enumerate(table.columns) if name), 0)
+    right = _csv_cells(path, table.dialect) if path.suffix in (".csv", ".tsv") else _sheet_cells(path)
+    named = {problem.line for problem in found}
+    header, first, others = _place_of_table(right, table)
     rows[header] = list(table.columns)
-    if not problems and (missed := set(others) - set(rows)):
+    if not problems and (missed := others - set(rows)):
         tally.wrong += len(missed)
         show(f"{path}: rows {sorted(missed)[:5]} are missing")
     for line, record in rows.items():
@@ -85,9 +82,19 @@ def compare(path: Path, tally: Tally, show: Callable[[str], None]) -> None:
                 show(f"{path}: row {line}, cell {place + first + 1} is {text!r}; right is {test.wanted!r}")
 
 
+def _place_of_table(right: Cells, table: Table) -> tuple[int, int, set[int]]:
+    """The line of the columns' names, the place of the first column, and the other lines with something in them."""
+    lines = [line for line, tests in right.items() if not all(test.fits("") for test in tests)]
+    if not lines:
+        return 0, 0, set()
+    first = next(place for place, test in enumerate(right[lines[0]]) if not test.fits(""))
+    unnamed = next((place for place, name in enumerate(table.columns) if name), 0)
+    return lines[0], first - unnamed, set(lines[1:])
+
+
 @dataclass(frozen=True, slots=True)
 class Right:
-    """What is right for a cell: a text, or a number in whatever notation. None: the other reader does not know."""
+    """What is right for a cell: a text, a number in any notation, or None if the other reader does not know."""
 
     wanted: str | float | None
 
@@ -123,14 +130,14 @@ def _shown(cell: Any, epoch: Any) -> Right:  # Any: a library without types
     if isinstance(value, bool):
         return Right("TRUE" if value else "FALSE")
     if isinstance(value, str):
-        # A number that is no date has been made an error.
+        # openpyxl has made an error of a number that is not a date.
         return Right(None if cell.data_type == "e" and code != "General" else value)
     dates = importlib.import_module("openpyxl.utils.datetime")
     if isinstance(value, dt.datetime | dt.date | dt.time | dt.timedelta):
         value = dates.to_excel(value, epoch)
     if code in ("General", "@"):
         return Right(value)
-    if code in ("mm-dd-yy", "m/d/yy h:mm"):  # these look as each machine says
+    if code in ("mm-dd-yy", "m/d/yy h:mm"):  # these look different on each machine
         code = "yyyy-mm-dd" if code == "mm-dd-yy" else "yyyy-mm-dd hh:mm"
     code = "yyyy-mm-dd" if code.upper().startswith("[$-F800]") else code
     if "g" in code.replace("General", ""):  # the year of an era: ours are Gregorian, the other reader has neither
@@ -140,19 +147,18 @@ def _shown(cell: Any, epoch: Any) -> Right:  # Any: a library without types
     return Right(value) if set(shown) == {"#"} else Right(re.sub(" +", " ", shown).strip(" "))
 
 
-def _csv_cells(path: Path, encoding: str) -> Cells:
-    text = path.read_bytes().decode("utf-16" if encoding.startswith("utf-16") else "utf-8-sig", "surrogateescape")
-    with path.open("rb") as file:
-        separator = open_table(file, path.name, Problems()).dialect.separator
-    return {line: [Right(cell) for cell in cells] for line, cells in _records(text, separator)}
+def _csv_cells(path: Path, dialect: Dialect) -> Cells:
+    encoding = "utf-16" if dialect.encoding.startswith("utf-16") else "utf-8-sig"
+    text = path.read_bytes().decode(encoding, "surrogateescape")
+    return {line: [Right(cell) for cell in cells] for line, cells in _records(text, dialect.separator)}
 
 
 def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of RFC 4180, with line ends of every machine, and the lines where they begin."""
+    """The records of RFC 4180, with the line ends of every machine, and the lines where they start."""
     cells: list[str] = []
     cell, before = "", ""
     quoted = after_quote = False
-    line = begun = 1
+    line = start = 1
     for char in text:
         ends = char == "\n" or char == "\r"
         second = before + char == "\r\n"
@@ -168,12 +174,12 @@ def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
             cells.append(cell)
             cell, after_quote = "", False
         elif ends and not second:
-            yield begun, [*cells, cell]
-            cells, cell, after_quote, begun = [], "", False, line
+            yield start, [*cells, cell]
+            cells, cell, after_quote, start = [], "", False, line
         elif not ends:
             cell, after_quote = cell + char, False
     if cells or cell:
-        yield begun, [*cells, cell]
+        yield start, [*cells, cell]
 
 
 def main() -> None:

@@ -65,8 +65,9 @@ class Batch(Base):
     ``routing``; a row names its own by place, from 0. ``request`` is what all rows have in common of a job's request;
     its ``messages``, if it has any, come before the row's own. ``template`` is a list of ``{"text": ...}`` and
     ``{"column": <place in columns>}``, which become the row's user message; null where rows bring
-    their own request. A part ``{"file": ...}`` shows nothing: it says how the results are written as CSV
-    (:class:`api.batches.records.Dialect`), where that is not the usual way.
+    their own request. ``dialect`` says how the results are written as CSV, where that is not the usual way
+    (:class:`api.batches.records.Dialect`).
+
     ``next_row`` is the first row that the current ``round`` has not passed; a round makes jobs of
     the rows that have its number, and rows that are to run again wait for rounds up to ``last_round``. ``endings`` has
     a batch's ending for each round that is over. ``reserved_usd`` is held in ``budget_periods`` for the rows that are
@@ -99,6 +100,7 @@ class Batch(Base):
     request: Mapped[Json] = mapped_column(server_default="{}")
     columns: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     template: Mapped[list[Any] | None] = mapped_column(JSONB)  # Any: see above
+    dialect: Mapped[Json | None]
     dedupe: Mapped[bool] = mapped_column(server_default="false")
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     max_parallel: Mapped[int | None]

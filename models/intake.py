@@ -110,14 +110,15 @@ SELECT_REPEATED = text("""
 
 INSERT_BATCH = text("""
     INSERT INTO batches (id, tenant_id, api_key_id, status, endpoint, name, model, routes, request, columns, template,
-                         dedupe, priority, max_parallel, completion_window, callback_url, end_user, team, labels,
-                         input_file_id, output_expires_s, total, reserved_usd, budget_periods, in_progress_at,
+                         dialect, dedupe, priority, max_parallel, completion_window, callback_url, end_user, team,
+                         labels, input_file_id, output_expires_s, total, reserved_usd, budget_periods, in_progress_at,
                          expires_at, idempotency_key, request_hash)
     VALUES (:id, :tenant_id, :api_key_id, 'in_progress', :endpoint, :name, :model, CAST(:routes AS jsonb),
-            CAST(:request AS jsonb), CAST(:columns AS text[]), CAST(:template AS jsonb), :dedupe, :priority,
-            :max_parallel, :completion_window, :callback_url, :end_user, :team, CAST(:labels AS jsonb),
-            :input_file_id, :output_expires_s, :total, :reserved_usd, CAST(:budget_periods AS bigint[]), now(),
-            now() + make_interval(secs => :expires_in), :idempotency_key, :request_hash)
+            CAST(:request AS jsonb), CAST(:columns AS text[]), CAST(:template AS jsonb), CAST(:dialect AS jsonb),
+            :dedupe, :priority, :max_parallel, :completion_window, :callback_url, :end_user, :team,
+            CAST(:labels AS jsonb), :input_file_id, :output_expires_s, :total, :reserved_usd,
+            CAST(:budget_periods AS bigint[]), now(), now() + make_interval(secs => :expires_in), :idempotency_key,
+            :request_hash)
     ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING id
 """)

@@ -167,7 +167,7 @@ def page(form: str, which: str, *, chosen: bool) -> TextClause:
 
 
 SELECT_SHEET = text("""
-    SELECT id, total, columns, template, status FROM batches WHERE id = :id AND tenant_id = :tenant_id
+    SELECT id, total, columns, dialect, status FROM batches WHERE id = :id AND tenant_id = :tenant_id
 """)
 """What the results of a tenant's batch look like."""
 

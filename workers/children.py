@@ -197,11 +197,13 @@ def _fail(question: _Question, cause: Cause) -> None:
 
 
 async def _end(child: asyncio.subprocess.Process, *, grace_s: float = 0.0) -> int:
-    """End a child if it does not end by itself; its exit status."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(grace_s):
-            return await child.wait()
-    if child.returncode is None:
-        with suppress(ProcessLookupError):
-            child.kill()
+    """End a child if it does not end by itself, also when the caller is cancelled meanwhile; its exit status."""
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                return await child.wait()
+    finally:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                child.kill()
     return await child.wait()

@@ -9,15 +9,15 @@ from api.bodies import shorten
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The names of a file's columns, and how many cells the first row has: more, where those at its end are empty."""
+    """The names of a file's columns, and how many cells its first row has, with empty ones at its end."""
 
     names: Sequence[str]
     cells: int
 
     def trouble_with(self, record: Sequence[str]) -> str | None:
-        """What is wrong with a row that has another number of cells than there are columns.
+        """What is wrong with a row that has more or fewer cells than there are columns.
 
-        Nothing where the cells that are too many are empty: separators at the ends of lines.
+        Nothing is wrong when the cells after the last column are empty: some programs end lines with separators.
         """
         width = len(self.names)
         further = next((place for place in range(width, len(record)) if record[place].strip()), None)
@@ -31,8 +31,8 @@ class Columns:
 def read_columns(cells: Sequence[str], line: int) -> Columns:
     """The columns that a first row names; raises Unreadable.
 
-    Names at the end of the row may be missing. One other column may have none, such as the index that pandas writes;
-    the results have it as it is.
+    Empty cells at the end of the row name nothing. One other column may have no name, such as the index that pandas
+    writes; the results have it as it is.
     """
     if len(cells) > MAX_COLUMNS:
         raise Unreadable(f"The file has {len(cells):,} columns; {MAX_COLUMNS:,} are possible.", line)
@@ -45,8 +45,7 @@ def read_columns(cells: Sequence[str], line: int) -> Columns:
             f"Columns {nameless[0]} and {nameless[1]} have no name; the first row names the columns.", line
         )
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # remembers
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
         raise Unreadable(f"Two columns are named {shorten(twice)!r}.", line)
     if bad := next((name for name in names if "\0" in name), None):
         raise Unreadable(f"A column's name contains the character U+0000: {shorten(bad)!r}.", line)

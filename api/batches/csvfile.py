@@ -1,8 +1,8 @@
 """Reading CSV as it really comes: any of four separators, quoted line ends, a byte-order mark, and mistakes.
 
-UTF-8 is read, UTF-16 with its mark, and what the form calls by name: no other encoding can be told by a file's bytes.
+UTF-8 is read, UTF-16 with its mark, and the encoding that the form names: the bytes of a file tell no other encoding.
 A mistake costs its own row only: where a quote is not closed, reading goes on with the line after the one that
-opened it. Nothing larger than a row is held, and a row is held to :data:`api.batches.records.MAX_RECORD_CHARS`.
+opened it. Nothing larger than a row is held, and a row has at most :data:`api.batches.records.MAX_RECORD_CHARS`.
 """
 
 import csv
@@ -15,30 +15,28 @@ from typing import BinaryIO
 from api.batches.columns import Columns, read_columns
 from api.batches.problems import Problems
 from api.batches.records import (
-    CHARS_AT_ONCE,
     MAX_CELL_CHARS,
     MAX_COLUMNS,
     MAX_RECORD_CHARS,
-    RECORDS_AT_ONCE,
-    UTF8_MARK,
     Dialect,
-    Group,
+    Record,
     Table,
     Unreadable,
-    marks_of,
+    grouped,
 )
+from models.textfiles import UTF16_MARKS, marks_of
 
 SEPARATORS = (",", ";", "\t", "|")
 _BLANKS = " \xa0" + "".join(SEPARATORS)
 HEAD_BYTES = 1 << 16
 _READ_BYTES = 1 << 17
-_MARKS = {UTF8_MARK: "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _NOT_UTF8 = (
     "The byte 0x{:02x} is not UTF-8, here and perhaps in further lines; save the file as CSV UTF-8, or send its"
     " encoding, such as encoding=windows-1252."
 )
 _TOLD = re.compile(r'"?sep=([\x01-\t\x0b\x0c\x0e-\x7f])(?:\1{0,9}"?|"\1{0,9})(?=[\r\n]|\Z)', re.IGNORECASE)
-"""Some quote the line, or write it again with the separators of the other columns behind it."""
+"""A first line such as ``sep=;``, which Excel obeys. Some programs quote it, or end it with the separators of empty
+cells."""
 
 _QUOTE_OPEN = "A quote that opens in this row is not closed."
 _QUOTE_WITHIN = 'Something follows a closing quote; within a quoted cell, a quote is written "".'
@@ -49,23 +47,23 @@ _ROW_TOO_LONG = f"This row has more than {MAX_RECORD_CHARS:,} characters, or a q
 def read_csv(file: BinaryIO, problems: Problems, separator: str | None = None, encoding: str | None = None) -> Table:
     """A CSV file as a table, read while its groups are taken; raises Unreadable.
 
-    Without a ``separator``, the one that divides the first row into the most cells is taken. A mark at the beginning
-    tells the encoding, whatever ``encoding`` says; without either it is UTF-8.
+    Without a ``separator``, the first line says it (``sep=;``), or it is the one that divides the first row into the
+    most cells. A mark at the beginning tells the encoding, whatever ``encoding`` says; without either it is UTF-8.
     """
     head = file.read(HEAD_BYTES)
-    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
-    encoding = _MARKS.get(mark) or encoding or "utf-8"
-    if mark == UTF8_MARK:
-        mark = UTF8_MARK * (marks_of(head) // len(UTF8_MARK))
-    text = head[len(mark) :].decode(encoding, "replace")
-    told = _told_separator(text)
-    separator = separator or told or sniff_separator(text)
-    file.seek(len(mark))
+    utf16 = UTF16_MARKS.get(head[:2])
+    marks = 2 if utf16 else marks_of(head)
+    encoding = utf16 or ("utf-8" if marks else encoding or "utf-8")
+    text = head[marks:].decode(encoding, "replace")
+    told = _TOLD.match(text)
+    separator = separator or (told[1] if told else sniff_separator(text))
+    file.seek(marks)
     reader = CsvReader(file, problems, separator, encoding)
     if told is not None:
         reader.skip_line()
     columns = reader.header()
-    return Table(columns.names, reader.groups(columns), _dialect(separator, reader.line_end, mark, encoding))
+    dialect = _dialect(separator, reader.line_end, encoding, marked=marks > 0)
+    return Table(columns.names, grouped(reader.rows(columns)), dialect)
 
 
 def sniff_separator(text: str) -> str:
@@ -81,10 +79,10 @@ def sniff_separator(text: str) -> str:
     return max(SEPARATORS, key=width)
 
 
-def _dialect(separator: str, line_end: str, mark: bytes, encoding: str) -> Dialect:
-    """How results are written: as the file is, or as UTF-8 with its mark where its encoding may lack a character."""
+def _dialect(separator: str, line_end: str, encoding: str, *, marked: bool) -> Dialect:
+    """How results are written: as the file is; UTF-8 with a mark if its encoding may lack a character of an answer."""
     if encoding.startswith("utf-"):
-        return Dialect(separator, line_end, bool(mark), encoding)
+        return Dialect(separator, line_end, marked, encoding)
     return Dialect(separator, line_end, mark=True)
 
 
@@ -98,7 +96,7 @@ class CsvReader:
         self._encoding = encoding
         self._undecodable = 0
         self.line_end = ""
-        """That of the first row."""
+        """The line end of the first row."""
         self._problems = problems
         self._separator = separator
         self._held: list[str] = []  # the lines of the record under way
@@ -117,12 +115,9 @@ class CsvReader:
                 return read_columns(cells, line)
         raise Unreadable("The file is empty.")
 
-    def groups(self, columns: Columns) -> Iterator[Group]:
-        """The records in groups; one with another number of cells is a problem and left out."""
+    def rows(self, columns: Columns) -> Iterator[Record]:
+        """The records that have the columns, with their lines and sizes; any other is noted as a problem."""
         width = len(columns.names)
-        cells: list[list[str]] = []
-        lines: list[int] = []
-        chars = 0
         for record, line in self.records():
             if len(record) != width:
                 if len(record) == 1 and not record[0].strip():
@@ -131,17 +126,10 @@ class CsvReader:
                     self._problems.add("file", trouble, line)
                     continue
                 del record[width:]
-            cells.append(record)
-            lines.append(line)
-            chars += len(record[0]) if width == 1 else sum(map(len, record))
-            if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
-                yield Group(cells, lines)
-                cells, lines, chars = [], [], 0
-        if lines:
-            yield Group(cells, lines)
+            yield record, line, len(record[0]) if width == 1 else sum(map(len, record))
 
     def records(self) -> Iterator[tuple[list[str], int]]:
-        """The records, without those of an empty line; what is wrong with the others is noted."""
+        """The records, without those of an empty line. A mistake is noted as a problem."""
         held = self._held
         while True:
             try:
@@ -159,7 +147,7 @@ class CsvReader:
                 return
 
     def _lines(self) -> Iterator[str]:
-        """The lines of the file, each looked at for what cannot be stored, and kept until its record is whole."""
+        """The lines of the file, each checked for what cannot be stored, and held until its record is whole."""
         held, again, readline = self._held, self._again, self._text.readline
         chars = 0
         while True:
@@ -209,9 +197,3 @@ class CsvReader:
 
 def _line_end(line: str) -> str:
     return "\r\n" if line.endswith("\r\n") else line[-1:] if line[-1:] in ("\r", "\n") else "\r\n"
-
-
-def _told_separator(head: str) -> str | None:
-    """The separator of a first line such as ``sep=;``, which Excel obeys, as programs write it."""
-    told = _TOLD.match(head)
-    return told[1] if told is not None else None

@@ -8,7 +8,7 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 
-from api.batches.formatparts import Part
+from api.batches.formatparts import Part, sections_of
 
 MONTHS = (
     "January",
@@ -32,7 +32,7 @@ _FIRST = dt.date(1899, 12, 31).toordinal()
 _ELAPSED = re.compile(r"h+|m+|s+", re.IGNORECASE)
 _BUDDHIST_YEARS = 543
 _SYSTEM = {"$-F800": "yyyy-mm-dd", "$-F400": "hh:mm:ss"}
-"""Formats that look as each reader's machine says."""
+"""Formats that look different on each machine, and the ISO 8601 that is shown for them."""
 
 
 def is_date(parts: Sequence[Part]) -> bool:
@@ -49,14 +49,15 @@ class DateSection:
 
     def __init__(self, parts: Sequence[Part], *, date1904: bool) -> None:
         self._first_day = DAYS_TO_1904 if date1904 else 0
-        self._system = next((_SYSTEM[p.text.upper()] for p in parts if p.text.upper() in _SYSTEM), None)
+        for of_machine in [_SYSTEM[part.text.upper()] for part in parts if part.text.upper() in _SYSTEM]:
+            (parts,) = sections_of(of_machine)
         self._half = any(part.kind == "half" for part in parts)
         self._units = _units(parts)
         fractions = [len(text) - 1 for unit, text in self._units if unit == "fraction"]
         self._decimals = min(fractions[0], 6) if fractions else 0
 
     def show(self, value: float) -> str | None:
-        """A number of days; None where it is no date of this calendar."""
+        """A number of days as its date; None when the calendar does not have that date."""
         if value < 0 or value + self._first_day >= _LAST_DAY + 1:
             return None
         per_second = 10**self._decimals
@@ -66,8 +67,6 @@ class DateSection:
         if not _shows_time(self._units):
             day, second = int(value), 0
         date = calendar_day(day + self._first_day)
-        if self._system is not None:
-            return _system(self._system, date, second)
         fractions = f"{fraction:0{self._decimals}d}" if self._decimals else ""
         return "".join([self._shown(unit, text, date, seconds, second, fractions) for unit, text in self._units])
 
@@ -128,7 +127,7 @@ def _units(parts: Sequence[Part]) -> list[tuple[str, str]]:
             found.append((part.text[0].lower(), part.text.lower()))
         elif part.kind in ("half", "fraction"):
             found.append((part.kind, part.text))
-        elif part.kind == "digit" or part.kind == "comma":
+        elif part.kind in ("digit", "comma"):
             found.append(("literal", part.text))
         else:
             found.append(("literal", part.shown))
@@ -139,11 +138,15 @@ def _units(parts: Sequence[Part]) -> list[tuple[str, str]]:
             continue
         before = found[units[number - 1]] if number else ("", "")
         after = found[units[number + 1]] if number + 1 < len(units) else ("", "")
-        hours = before[0] == "h" or (before == ("elapsed", before[1]) and before[1][:1] == "h")
-        seconds = after[0] == "s" or (after == ("elapsed", after[1]) and after[1][:1] == "s")
-        if hours or seconds:
+        if _counts(before, "h") or _counts(after, "s"):
             found[place] = ("minute", text)
     return found
+
+
+def _counts(shown: tuple[str, str], letter: str) -> bool:
+    """Whether a part shows hours (``h``) or seconds (``s``), of the day or of a duration."""
+    unit, text = shown
+    return unit == letter or (unit == "elapsed" and text.startswith(letter))
 
 
 def _shows_time(units: Sequence[tuple[str, str]]) -> bool:
@@ -169,9 +172,3 @@ def _of_date(unit: str, width: int, date: tuple[int, int, int, int]) -> str:
         case "d":
             return f"{day:0{width}d}"
     return ""
-
-
-def _system(form: str, date: tuple[int, int, int, int], second: int) -> str:
-    if form == "yyyy-mm-dd":
-        return f"{date[0]:04d}-{date[1]:02d}-{date[2]:02d}"
-    return f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"

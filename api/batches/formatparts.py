@@ -1,4 +1,4 @@
-"""The parts of a spreadsheet's number format: what is a digit, what is text, and where a section ends."""
+"""The parts of a spreadsheet's number format: digits, text, dates, and the ends of its sections."""
 
 import math
 import re
@@ -37,7 +37,7 @@ _MOST_PLAIN, _LEAST_PLAIN = 1e21, 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a section; ``shown`` is what it shows by itself, ``text`` what stands in the format."""
+    """A part of a section: its ``text`` in the format, and what it shows by itself (``shown``)."""
 
     kind: str
     text: str
@@ -65,19 +65,14 @@ def _part(kind: str, text: str) -> Part:
     if kind == "bracket":
         symbol = _SYMBOL.fullmatch(text)
         return Part("bracket", text, symbol[1] if symbol else "")
-    if kind == "percent" or kind == "slash":
-        return Part(kind, text, text)
-    if kind == "point":
-        return Part(kind, text, ".")
-    if kind == "digit" and text in "123456789":
-        return Part(kind, text, text)
-    return Part(kind, text)
+    shows_itself = kind in ("percent", "slash", "point") or (kind == "digit" and text in "123456789")
+    return Part(kind, text, text if shows_itself else "")
 
 
 def general(digits: str) -> str:
-    """A number, given as its file has it, in the format ``General``; raises ValueError for what is no number.
+    """The digits of a file as a number in the format ``General``; raises ValueError if they are not a number.
 
-    A whole number keeps every digit that its file has; any other has 15, which is what a spreadsheet keeps.
+    A whole number keeps every digit of the file. Any other number has 15, which is what a spreadsheet keeps.
     """
     if digits.isdigit() and digits.isascii() and (digits[0] != "0" or len(digits) == 1):
         return digits

@@ -28,7 +28,7 @@ ENCODINGS = (
     "gb18030",
     "big5",
 )
-"""What a CSV file may be written in, where it has no byte-order mark."""
+"""The encodings that a form may name for a CSV file without a byte-order mark."""
 
 MAX_PARALLEL = 1_000_000
 _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}

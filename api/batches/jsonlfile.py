@@ -1,7 +1,7 @@
 """Reading JSONL: an object on each line, whose keys are the columns.
 
-Strings are cells as they are, null and what is missing are empty cells, anything else is its JSON text, numbers with
-the digits that the file has: 1.10 stays so, and 30 digits stay 30.
+A string is its cell as it is. Null and a missing key are an empty cell. Any other value is its JSON text, and its
+numbers keep the digits of the file: 1.10 stays 1.10, and 30 digits stay 30.
 """
 
 import json
@@ -13,37 +13,36 @@ import orjson
 
 from api.batches.problems import Problems
 from api.batches.records import (
-    CHARS_AT_ONCE,
     MAX_CELL_CHARS,
     MAX_COLUMNS,
     MAX_RECORD_CHARS,
-    RECORDS_AT_ONCE,
-    Group,
+    Record,
     Table,
     Unreadable,
-    marks_of,
+    grouped,
 )
 from api.bodies import shorten
+from models.textfiles import marks_of
 
 _INEXACT = re.compile(rb"(?<![\w.\"])-?(?:0(?![\d.eE])(?<=-0)|\d+(?:[.eE]|\d{18}))")
-"""A number, or what looks like one within a text, that orjson may not give back digit for digit."""
+"""A number that orjson may not give back digit for digit. Something like it within a string is found too."""
 
-_NO_JSONL = "This is no JSONL: there must be one whole JSON object on each line."
+_NOT_JSONL = "This is not JSONL: each line must be one whole JSON object."
 _OPENAI = {"custom_id", "method", "url", "body"}
 
 
 def read_jsonl(file: BinaryIO, problems: Problems) -> Table:
     """A JSONL file as a table with all the keys that its objects have; raises Unreadable.
 
-    The file is read twice: at first for the keys.
+    The file is read twice: first for its keys, then for its rows.
     """
     columns = _keys(file)
     if not columns:
         file.seek(0)
         first = next((number for number, _ in _lines(file)), None)
-        raise Unreadable("The file is empty." if first is None else _NO_JSONL, first)
+        raise Unreadable("The file is empty." if first is None else _NOT_JSONL, first)
     file.seek(0)
-    return Table(columns, _groups(file, columns, problems))
+    return Table(columns, grouped(_rows(file, columns, problems)))
 
 
 def looks_like_openai(columns: Sequence[str]) -> bool:
@@ -58,7 +57,7 @@ def _keys(file: BinaryIO) -> Sequence[str]:
             found = orjson.loads(line)
         except orjson.JSONDecodeError:
             if line.lstrip().startswith(b"["):
-                raise Unreadable(_NO_JSONL, number) from None
+                raise Unreadable(_NOT_JSONL, number) from None
             continue
         if isinstance(found, dict) and not found.keys() <= keys.keys():
             keys.update(dict.fromkeys(found))
@@ -70,22 +69,10 @@ def _keys(file: BinaryIO) -> Sequence[str]:
     return list(keys)
 
 
-def _groups(file: BinaryIO, columns: Sequence[str], problems: Problems) -> Iterator[Group]:
-    cells: list[list[str]] = []
-    lines: list[int] = []
-    chars = 0
+def _rows(file: BinaryIO, columns: Sequence[str], problems: Problems) -> Iterator[Record]:
     for number, line in _lines(file):
-        record = _cells(line, columns, problems, number)
-        if record is None:
-            continue
-        cells.append(record)
-        lines.append(number)
-        chars += len(line)
-        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
-            yield Group(cells, lines)
-            cells, lines, chars = [], [], 0
-    if lines:
-        yield Group(cells, lines)
+        if (cells := _checked_cells(line, columns, problems, number)) is not None:
+            yield cells, number, len(line)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -101,7 +88,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int) -> list[str] | None:
+def _checked_cells(line: bytes, columns: Sequence[str], problems: Problems, number: int) -> list[str] | None:
     try:
         found = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -110,20 +97,8 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
     if not isinstance(found, dict):
         problems.add("file", "This line is not a JSON object.", number)
         return None
-    unsure: Any = None  # a value that needs a second look
     try:
-        cells = [
-            value
-            if value.__class__ is str
-            else str(value)
-            if value.__class__ is int and value
-            else ""
-            if value is None
-            else unsure
-            for value in map(found.get, columns)
-        ]
-        if unsure in cells:
-            cells = _careful_cells(found, line, columns)
+        cells = _cells_of(found, line, columns)
     except (RecursionError, orjson.JSONEncodeError):
         problems.add("file", "A value of this line has too many levels.", number)
         return None
@@ -136,8 +111,24 @@ def _cells(line: bytes, columns: Sequence[str], problems: Problems, number: int)
     return cells
 
 
+def _cells_of(found: dict[str, Any], line: bytes, columns: Sequence[str]) -> list[str]:  # Any: JSON
+    """The cells of an object; raises RecursionError or JSONEncodeError for too many levels."""
+    unsure: Any = None  # a value that needs a second look
+    cells = [
+        value
+        if value.__class__ is str
+        else str(value)
+        if value.__class__ is int and value
+        else ""
+        if value is None
+        else unsure
+        for value in map(found.get, columns)
+    ]
+    return _careful_cells(found, line, columns) if unsure in cells else cells
+
+
 def _careful_cells(found: dict[str, Any], line: bytes, columns: Sequence[str]) -> list[str]:  # Any: JSON
-    """The cells of an object some values of which are neither text nor a whole number other than 0."""
+    """The cells of an object that has other values than strings, null, and whole numbers but 0."""
     unsure = (value for value in found.values() if value.__class__ is not str)
     if any(_may_differ(value, line) for value in unsure):
         found = json.loads(line, parse_float=_digits, parse_int=_digits)
@@ -145,7 +136,7 @@ def _careful_cells(found: dict[str, Any], line: bytes, columns: Sequence[str]) -
 
 
 def _may_differ(value: Any, line: bytes) -> bool:  # Any: JSON
-    """Whether a value that is no text may have been read with other digits than its line has."""
+    """Whether a value, which is not a string, may have lost digits that its line has."""
     if isinstance(value, dict | list):
         return _INEXACT.search(line) is not None
     return isinstance(value, float) or (value == 0 and b"-0" in line)

@@ -1,9 +1,9 @@
-"""Numbers as a spreadsheet shows them: what a cell's number format makes of its value.
+"""Numbers as a spreadsheet shows them, each in the number format of its cell.
 
 A format has up to four sections, for positive and negative numbers, zero, and text; a section may have a condition
 instead. Source: ECMA-376 part 1, 18.8.30 and 18.8.31. Two things differ on purpose (decision 028): the format
-``General`` gives all 15 digits that a spreadsheet keeps, however narrow the column, and blanks that only align a number
-with others are left out.
+``General`` shows all 15 digits that a spreadsheet keeps, however narrow the column is, and blanks that only align a
+number with others are left out.
 """
 
 import re
@@ -57,7 +57,7 @@ BUILT_IN = {
     48: "##0.0E+0",
     49: "@",
 }
-"""The formats that a workbook names by number only. 14 and 22 look as each reader's machine says: here ISO 8601."""
+"""The formats that a workbook names by number only. 14 and 22 look different on each machine: ISO 8601 here."""
 
 _CONDITION = re.compile(r"(<=|>=|<>|<|>|=)\s*(-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
 _HOLDERS = frozenset("0#?")
@@ -76,7 +76,7 @@ Show = Callable[[str], str]
 
 @lru_cache(maxsize=_REMEMBERED)
 def number_format(code: str, *, date1904: bool = False) -> Show:
-    """What shows a number, given as the digits of its file, in a format; raises ValueError for digits that are none."""
+    """What shows the digits of a file as a number in a format; it raises ValueError if they are not a number."""
     if code in ("", "General", "@") or len(code) > MAX_FORMAT_CHARS:
         return general
     sections = [_Section(parts, date1904=date1904) for parts in sections_of(code)]
@@ -95,7 +95,7 @@ def number_format(code: str, *, date1904: bool = False) -> Show:
 
 @lru_cache(maxsize=_REMEMBERED)
 def text_format(code: str) -> Show | None:
-    """What shows a text in a format; None where it is shown as it is."""
+    """What shows a text in a format; None when the format shows it as it is."""
     if code == "@" or len(code) > MAX_FORMAT_CHARS or ("@" not in code and code.count(";") < 3):
         return None
     sections = sections_of(code)
@@ -178,6 +178,7 @@ class _Number:
         last = {*whole[-1:], *self._decimals[-1:]}
         self._scale = sum(1 for n in commas if last and (n > max(last) or max(whole, default=n) < n < last_whole))
         self._powers = [place for place in places if place >= end]
+        self._has_number_in_text = any(p.kind == "literal" and any(map(str.isdigit, p.shown)) for p in parts)
 
     def show(self, digits: str, value: float, *, bare: bool) -> str:
         if self._is_general:
@@ -194,11 +195,8 @@ class _Number:
                 shown = self._scientific(exact)
             else:
                 shown = self._filled(_rounded(exact, len(self._decimals)), "")
-        zero = not any(char in "123456789" for char in shown) and self._slash is None and not self._parts_have_digits()
-        return shown if zero else self._sign(value, bare) + shown
-
-    def _parts_have_digits(self) -> bool:
-        return any(part.kind == "literal" and any(map(str.isdigit, part.shown)) for part in self._parts)
+        keeps_sign = self._slash is not None or self._has_number_in_text or any(c in "123456789" for c in shown)
+        return self._sign(value, bare) + shown if keeps_sign else shown
 
     def _sign(self, value: float, bare: bool) -> str:
         return "-" if value < 0 and not bare else ""
@@ -274,7 +272,7 @@ def _divides(parts: Sequence[Part], slash: int) -> bool:
 
 
 def _run(parts: Sequence[Part], start: int, step: int) -> list[int]:
-    """The places of the digits next to a slash, in their order."""
+    """The places of the digits next to a slash, in order; ``step`` is -1 before it and 1 after it."""
     found: list[int] = []
     place = start + step
     while 0 <= place < len(parts) and parts[place].kind == "digit":
@@ -284,7 +282,7 @@ def _run(parts: Sequence[Part], start: int, step: int) -> list[int]:
 
 
 def _nearest(number: Fraction, most: int) -> tuple[int, int]:
-    """The last convergent of a number's continued fraction whose denominator is no larger than ``most``."""
+    """The last convergent of a number's continued fraction that has a denominator of at most ``most``."""
     above, below, above_before, below_before = int(number), 1, 1, 0
     rest = number - above
     while rest:
@@ -299,7 +297,7 @@ def _nearest(number: Fraction, most: int) -> tuple[int, int]:
 
 
 def _with_commas(digits: str, position: int) -> str:
-    """Digits that end ``position`` places before the point, with a comma after each that ends a group of three."""
+    """Digits, of which ``position`` more stand before the point, with a comma after each group of three."""
     if not digits.isdigit():
         return digits
     texts = []
@@ -309,7 +307,7 @@ def _with_commas(digits: str, position: int) -> str:
 
 
 def _exact(digits: str, value: float) -> Decimal:
-    """The number as a spreadsheet has it: 15 digits, or all those of a whole number that its file has."""
+    """The number as a spreadsheet has it: 15 digits, or all digits of a whole number."""
     bare = digits.strip().lstrip("+-")
     return Decimal(digits.strip()) if bare.isdigit() and bare.isascii() else Decimal(f"{value:.15g}")
 

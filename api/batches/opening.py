@@ -1,4 +1,4 @@
-"""Opening an uploaded file: which format it has, and a sentence for what it cannot be."""
+"""Opening an uploaded file: telling its format, and refusing other files with a sentence that names their kind."""
 
 import re
 from pathlib import PurePath
@@ -7,12 +7,12 @@ from typing import BinaryIO
 from api.batches.csvfile import read_csv
 from api.batches.jsonlfile import read_jsonl
 from api.batches.problems import Problems
-from api.batches.records import Table, Unreadable, marks_of
+from api.batches.records import Table, Unreadable
 from api.batches.xlsxfile import read_xlsx
+from models.textfiles import UTF16_MARKS, marks_of
 
 _ZIP = b"PK\x03\x04"
 _EXTENSIONS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-_JSONL = (".jsonl", ".ndjson", ".json")
 _FOREIGN = {
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"BZh": "a bzip2 archive; unpack it first",
@@ -31,9 +31,8 @@ _FOREIGN = {
 _COMPOUND = b"\xd0\xcf\x11\xe0"
 _LOCKED = "EncryptedPackage".encode("utf-16-le")
 _JSON = re.compile(rb"\s*(?:\[\s*)?\{")
-"""How JSON begins, of which an array is refused by its name."""
+"""How a file of JSON begins: with an object, or with an array, which the reader of JSONL refuses."""
 
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MARKUP = {b"<html": "an HTML page", b"<table": "an HTML page", b"<!doctype html": "an HTML page", b"<?xml": "XML"}
 
 
@@ -48,7 +47,7 @@ def open_table(
 ) -> Table:
     """The file as a table; raises Unreadable.
 
-    ``form`` is one of :data:`api.batches.records.FORMATS`, told by content and name if None.
+    ``form`` is one of :data:`api.batches.records.FORMATS`, or None to tell it by content and name.
     """
     head = file.read(4096)
     if head.startswith(_COMPOUND):
@@ -74,8 +73,8 @@ def _kind(head: bytes, filename: str, form: str | None) -> str:
             raise Unreadable("The file is a zip archive or an .xlsx workbook; name it .xlsx, or unpack it first.")
         return "xlsx"
     if form == "xlsx" or (form is None and extension in (".xlsx", ".xlsm")):
-        raise Unreadable(f"The file is no .xlsx workbook{_but_text(head)}.")
-    if head.startswith(_UTF16_MARKS):
+        raise Unreadable(f"The file is not an .xlsx workbook{_but_text(head)}.")
+    if head[:2] in UTF16_MARKS:
         return _kind_of_utf16(head, extension, form)
     _check_text(head)
     if form is not None:
@@ -86,13 +85,13 @@ def _kind(head: bytes, filename: str, form: str | None) -> str:
 
 def _kind_of_utf16(head: bytes, extension: str, form: str | None) -> str:
     text = head[: len(head) // 2 * 2].decode("utf-16", "ignore").lstrip()
-    if form == "jsonl" or (form is None and (extension in _JSONL or text.startswith("{"))):
+    if form == "jsonl" or (form is None and (_EXTENSIONS.get(extension) == "jsonl" or text.startswith("{"))):
         raise Unreadable("The file is UTF-16 text; JSONL is UTF-8: save it as that.")
     return "csv"
 
 
 def _check_text(head: bytes) -> None:
-    """Refuse what is no text that a table could be in."""
+    """Refuse a file that is not text, or is text of a kind that cannot be a table."""
     if _is_unmarked_utf16(head):
         raise Unreadable("The file is UTF-16 text without a byte-order mark; save it as CSV UTF-8.")
     if _is_binary(head):
@@ -101,7 +100,7 @@ def _check_text(head: bytes) -> None:
 
 
 def _old_workbook(file: BinaryIO) -> str:
-    """What a compound file is; a workbook with a password is one that has an encrypted package in it."""
+    """What a compound file is: a workbook with a password has an encrypted package in it."""
     before = b""
     while piece := file.read(1 << 20):
         if _LOCKED in before + piece:
@@ -129,6 +128,6 @@ def _check_no_markup(head: bytes) -> None:
 
 
 def _is_binary(head: bytes) -> bool:
-    """Whether so much of it is control characters that it can be no text, in which a U+0000 or two may stand."""
+    """Whether more than a tenth of it is control characters. Text may have a few, such as a U+0000."""
     controls = sum(byte < 9 or 13 < byte < 32 for byte in head)
     return controls * 10 > len(head)

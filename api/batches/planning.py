@@ -1,7 +1,7 @@
-"""From records to rows: ids, prompts and prices are looked at a group at a time, some microseconds for a row.
+"""From records to rows: ids, prompts and prices are checked a group at a time.
 
-What a job's submission does once for a request (:mod:`api.submission`) is done here once for the whole batch: its
-fields, its route, its prices. What is left for a row is how long its prompt is.
+A single job's submission (:mod:`api.submission`) checks fields, route and prices for each request. Here that is done
+once for the whole batch. What is left for a row is how long its prompt is.
 """
 
 from array import array
@@ -51,7 +51,7 @@ class Prompts:
 
 @dataclass(slots=True)
 class Totals:
-    """What the rows come to; bytes are of the prompts' UTF-8, reservations in millionths of a USD.
+    """Sums over the rows: bytes of the prompts in UTF-8, reservations in millionths of a USD.
 
     ``marks`` has, for each row, a hash of what makes it unlike others; the arrays take 20 bytes a row.
     """
@@ -108,8 +108,7 @@ class Planner:
         draft.request = request
         draft.columns = columns
         draft.template = self._prompts.user.as_stored()
-        if dialect != Dialect():
-            draft.template.append({"file": asdict(dialect)})
+        draft.dialect = asdict(dialect) if dialect != Dialect() else None
         draft.priority = PRIORITIES[self._request.priority]
         draft.routes = [
             {

@@ -1,37 +1,30 @@
 """What the readers of CSV, JSONL and XLSX have in common: columns, and records with the lines where they begin."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 FORMATS = ("csv", "jsonl", "xlsx")
 MAX_COLUMNS = 1000
 MAX_CELL_CHARS = 1 << 20
 MAX_RECORD_CHARS = 4 << 20
-"""The most that one row may have, all its cells and what separates them together."""
+"""The most characters of one row: its cells and the separators between them."""
 
 RECORDS_AT_ONCE = 1000
 CHARS_AT_ONCE = 1 << 20
-"""Records are handed on in groups of about so many, so that what is done once for a group costs each row little."""
-
-
-UTF8_MARK = b"\xef\xbb\xbf"
-
-
-def marks_of(head: bytes) -> int:
-    """The bytes of UTF-8 byte-order marks at the beginning: a program that puts one before another makes two."""
-    length = 0
-    while head.startswith(UTF8_MARK, length):
-        length += len(UTF8_MARK)
-    return length
+"""A group of records ends at one of these. Work that is done once for a group costs each row little."""
 
 
 class Unreadable(Exception):
-    """A file that cannot be gone on with: what is wrong with it, as a sentence."""
+    """A file that cannot be read on: what is wrong with it, as a sentence."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.line = line
+
+
+Record = tuple[list[str], int, int]
+"""A record: its cells, the line where it begins, and its size in characters or bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +55,19 @@ class Table:
     columns: Sequence[str]
     groups: Iterator[Group]
     dialect: Dialect = Dialect()
+
+
+def grouped(records: Iterable[Record]) -> Iterator[Group]:
+    """Records in groups, each of which ends at RECORDS_AT_ONCE or CHARS_AT_ONCE."""
+    cells: list[list[str]] = []
+    lines: list[int] = []
+    chars = 0
+    for record, line, size in records:
+        cells.append(record)
+        lines.append(line)
+        chars += size
+        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
+            yield Group(cells, lines)
+            cells, lines, chars = [], [], 0
+    if lines:
+        yield Group(cells, lines)

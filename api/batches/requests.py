@@ -24,6 +24,7 @@ from models.catalog import Catalog
 from models.errors import FieldProblem, HeadraceError, ValidationFailed
 from models.routing import Router
 from models.storable import storable_text
+from models.textfiles import UTF16_MARKS, marks_of
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 MAX_LINE_BYTES = 4 << 20
@@ -35,8 +36,6 @@ _LINES_A_TURN = 10
 """Lines that are read before others have their turn on the event loop: some milliseconds' work."""
 
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
-_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Error = dict[str, Any]  # Any: JSON
 Route = tuple[str, tuple[str, ...]]
@@ -58,7 +57,7 @@ async def lines_of(content: AsyncIterator[bytes]) -> AsyncIterator[Line]:
     held = bytearray()
     number, too_long = 0, False
     async for piece in content:
-        if not number and (bytes(held[:1]) + piece[:2]).startswith(_UTF16_MARKS):
+        if not number and (bytes(held[:1]) + piece[:2])[:2] in UTF16_MARKS:
             raise ValidationFailed("The file is UTF-16 text; JSONL is UTF-8: save it as that.", param="input_file_id")
         *ended, rest = piece.split(b"\n")
         for part in ended:
@@ -80,7 +79,7 @@ async def lines_of(content: AsyncIterator[bytes]) -> AsyncIterator[Line]:
 
 
 def _stripped(line: bytes, number: int) -> bytes:
-    return (line.removeprefix(_MARK) if number == 1 else line).strip()
+    return (line[marks_of(line) :] if number == 1 else line).strip()
 
 
 class RequestReader:

@@ -59,8 +59,7 @@ async def csv_results(read: Read, sheet: RowMapping, order: Order, *, raw: bool)
 
 def dialect_of(sheet: RowMapping) -> Dialect:
     """How a batch's results are written as CSV: as its file was."""
-    parts = sheet["template"] or ()
-    return next((Dialect(**part["file"]) for part in parts if "file" in part), Dialect())
+    return Dialect(**(sheet["dialect"] or {}))
 
 
 def _writer(convert: Callable[[str], str], dialect: Dialect) -> Callable[[Sequence[Sequence[Any]]], bytes]:  # Any: JSON
@@ -76,7 +75,10 @@ def _writer(convert: Callable[[str], str], dialect: Dialect) -> Callable[[Sequen
 
 
 class _Lines:
-    """What csv.writer writes to: a list of lines, each with its end. With CR and LF as its end, it quotes both."""
+    """A list of lines, to which csv.writer writes one at a time.
+
+    The writer ends lines with CR and LF, whatever the file has: so it quotes cells with either.
+    """
 
     def __init__(self, lines: list[str]) -> None:
         self.write = lines.append

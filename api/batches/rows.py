@@ -72,7 +72,8 @@ class BatchDraft:
     routes: list[dict[str, Any]] = field(default_factory=list)  # Any: JSON
     request: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     columns: Sequence[str] | None = None
-    template: list[dict[str, Any]] | None = None  # Any: JSON
+    template: list[dict[str, str | int]] | None = None
+    dialect: dict[str, Any] | None = None  # Any: JSON
     dedupe: bool = False
     priority: int = 1
     max_parallel: int | None = None
@@ -310,11 +311,11 @@ async def _give_up(engine: AsyncEngine, intake: Params) -> None:
 
 
 def _given_up() -> Unavailable:
-    return Unavailable("The file was not gone on with in time; send it again.", retry_after_s=1)
+    return Unavailable("The file was not read to its end in time; send it again.", retry_after_s=1)
 
 
 def check_cost(most: Decimal | None, worst: Decimal) -> None:
-    """Refuse a batch whose worst case is dearer than its caller wants; raises CostCapExceeded."""
+    """Refuse a batch if its worst case costs more than its caller allows; raises CostCapExceeded."""
     if most is not None and worst > most:
         raise CostCapExceeded(
             f"The worst case costs {as_wire(worst)} USD, max_cost_usd is {as_wire(most)}.", param="max_cost_usd"
@@ -362,6 +363,7 @@ def _columns(draft: BatchDraft, total: int, reserved: Decimal, periods: Sequence
         "request": dump_json(draft.request),
         "columns": None if draft.columns is None else list(draft.columns),
         "template": None if draft.template is None else dump_json(draft.template),
+        "dialect": None if draft.dialect is None else dump_json(draft.dialect),
         "labels": dump_json(draft.labels),
         "total": total,
         "reserved_usd": reserved,

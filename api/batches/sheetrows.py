@@ -1,6 +1,6 @@
 """The rows of a sheet as texts: each cell as the spreadsheet shows it.
 
-An error such as ``#N/A`` is its text. A formula is its stored result; where there is none, its row is a problem.
+An error such as ``#N/A`` is its text. A formula is its stored result; without one, its row is a problem.
 """
 
 import re
@@ -16,7 +16,8 @@ from api.batches.workbook import BROKEN, FAULTS, Workbook
 MAX_SHEET_COLUMNS = 16_384
 MAX_SHEET_ROWS = 1 << 30
 MAX_SHAPES = 64
-"""Shapes of rows that are remembered of a sheet."""
+"""The most shapes of rows that are remembered of a sheet."""
+
 _USUAL_CELL = re.compile(
     r'<c r="([A-Z]{1,3})[0-9]+"(?: s="([0-9]+)")?(?: t="([a-zA-Z]+)")?'
     r'(?:/>|><v>([^<]*)</v></c>|><is><t(?: xml:space="preserve")?>([^<]*)</t></is></c>)'
@@ -35,24 +36,26 @@ _NO_CELL = "Cell {} cannot be read; save the workbook again as .xlsx, or as CSV 
 SheetRow = tuple[int, list[str], str | None]
 """A row's number in the sheet, its cells from column A on, and what is wrong with it."""
 
-
-Form = tuple[tuple[str, str, str, bool, bool], ...]
-"""Of each cell of a row its column, its style and its type, and whether it has a value or an inline text."""
+CellShape = tuple[str, str, str, bool, bool]
+"""A cell's column, style and type, whether it has a value, and whether it has an inline text."""
 
 
 class RowShape:
-    """Rows that have the same columns, styles and types: most rows of most sheets. Such a row is one match."""
+    """A reader of rows that have the same columns, styles and types, as most rows of most sheets have.
 
-    def __init__(self, form: Form, places: Sequence[int], converters: Sequence[Show]) -> None:
-        self._pattern = re.compile('<row r="([0-9]{1,9})"[^>]*>' + "".join(map(_cell_pattern, form)))
-        filled = [number for number, cell in enumerate(form) if cell[3] or cell[4]]
+    One match of a pattern reads such a row.
+    """
+
+    def __init__(self, cells: Sequence[CellShape], places: Sequence[int], converters: Sequence[Show]) -> None:
+        self._pattern = re.compile('<row r="([0-9]{1,9})"[^>]*>' + "".join(map(_cell_pattern, cells)))
+        filled = [number for number, cell in enumerate(cells) if cell[3] or cell[4]]
         self._places = [places[number] for number in filled]
         self._converters = [converters[number] for number in filled]
         self._width = max(places, default=-1) + 1
         self._dense = self._places == list(range(self._width))
 
     def read(self, text: str) -> tuple[int, list[str]] | None:
-        """A row's number and its cells; None for one of another shape, or that cannot be read so."""
+        """A row's number and its cells; None for a row of another shape, or with a cell that cannot be read."""
         found = self._pattern.fullmatch(text)
         if found is None:
             return None
@@ -69,7 +72,7 @@ class RowShape:
         return int(number), cells
 
 
-def _cell_pattern(cell: tuple[str, str, str, bool, bool]) -> str:
+def _cell_pattern(cell: CellShape) -> str:
     letters, style, kind, has_value, has_text = cell
     head = f'<c r="{letters}[0-9]+"' + (f' s="{style}"' if style else "") + (f' t="{kind}"' if kind else "")
     if has_value:
@@ -89,9 +92,9 @@ class SheetReader:
         self._text_shows = {str(place): show for place, code in enumerate(codes) if (show := text_format(code))}
         self._calculates = workbook.calculates
         self._date1904 = workbook.date1904
-        self._shapes: dict[Form, RowShape] = {}
+        self._shapes: dict[tuple[CellShape, ...], RowShape] = {}
         self._shape: RowShape | None = None
-        self._last_form: Form = ()
+        self._last: tuple[CellShape, ...] = ()
 
     def rows(self, pieces: Iterator[str]) -> Iterator[SheetRow]:
         """The rows that the sheet has; raises Unreadable."""
@@ -118,7 +121,7 @@ class SheetReader:
             return self._unusual_row(number, markup)
         try:
             shown = [self._shown(kind or "n", value or text, style) for _, style, kind, value, text in found]
-            places = [self._column(cell[0]) for cell in found]
+            places = [_column_place(cell[0]) for cell in found]
         except FAULTS:
             return self._unusual_row(number, markup)
         self._learn(found, places)
@@ -129,14 +132,14 @@ class SheetReader:
 
     def _learn(self, found: Sequence[tuple[str, str, str, str, str]], places: Sequence[int]) -> None:
         """Expect further rows to be like the last two, if these are alike."""
-        form: Form = tuple([(at, style, kind, bool(v), bool(t)) for at, style, kind, v, t in found])
-        if form != self._last_form or len(form) > MAX_COLUMNS:
-            self._last_form = form
+        cells = tuple([(at, style, kind, bool(v), bool(t)) for at, style, kind, v, t in found])
+        if cells != self._last or len(cells) > MAX_COLUMNS:
+            self._last = cells
             return
-        if form not in self._shapes and len(self._shapes) < MAX_SHAPES:
+        if cells not in self._shapes and len(self._shapes) < MAX_SHAPES:
             converters = [self._converter(kind, style) for _, style, kind, _, _ in found]
-            self._shapes[form] = RowShape(form, places, converters)
-        self._shape = self._shapes.get(form, self._shape)
+            self._shapes[cells] = RowShape(cells, places, converters)
+        self._shape = self._shapes.get(cells, self._shape)
 
     def _converter(self, kind: str, style: str) -> Show:
         texts = self._texts
@@ -153,7 +156,7 @@ class SheetReader:
         for found in _CELL.finditer(markup):
             attributes = {key: double or single for key, double, single in _ATTRIBUTE.findall(found[1] or "")}
             letters = attributes.get("r", "").rstrip("0123456789")
-            place = self._column(letters) if letters else place + 1
+            place = _column_place(letters) if letters else place + 1
             name = f"{letters or column_name(place)}{number}"
             content = found[2] or ""
             kind = attributes.get("t", "n")
@@ -201,23 +204,9 @@ class SheetReader:
         serial = serial_of(value.removesuffix("Z"), date1904=self._date1904)
         return value.removesuffix("T00:00:00") if show is general else show(repr(serial))
 
-    def _column(self, letters: str) -> int:
-        """The place of a column from 0; raises ValueError for what no sheet has."""
-        place = _PLACES.get(letters)
-        if place is not None:
-            return place
-        place = 0
-        for letter in letters.upper():
-            if not "A" <= letter <= "Z" or place > MAX_SHEET_COLUMNS:
-                raise ValueError(letters)
-            place = place * 26 + ord(letter) - 64
-        if not 1 <= place <= MAX_SHEET_COLUMNS:
-            raise ValueError(letters)
-        return place - 1
-
 
 def _next_number(number: int, text: str, start: int, head_end: int) -> int:
-    """The number of the row whose tag is at ``start``: told by itself, or that of the row before, empty or not, + 1."""
+    """The number of the row whose tag is at ``start``: what the tag says, or 1 + that of the row before it."""
     told = _ROW_NUMBER.search(text, start, head_end)
     if told is not None:
         return int(told[1])
@@ -246,16 +235,16 @@ def _index(text: str) -> int:
 _PLACES = {column_name(place): place for place in range(MAX_COLUMNS)}
 
 
-def first_row(rows: Iterator[SheetRow]) -> SheetRow | None:
-    """The first row with something in it; raises Unreadable when it is a problem."""
-    for number, cells, trouble in rows:
-        if trouble is not None:
-            raise Unreadable(trouble, number)
-        if any(map(str.strip, cells)):
-            return number, cells, None
-    return None
-
-
-def used_before(rows: Sequence[SheetRow], place: int) -> bool:
-    """Whether any of some rows has something before a place."""
-    return any(any(cells[:place]) for _, cells, _ in rows)
+def _column_place(letters: str) -> int:
+    """The place of a column, from 0; raises ValueError for letters that name no column of a sheet."""
+    place = _PLACES.get(letters)
+    if place is not None:
+        return place
+    place = 0
+    for letter in letters.upper():
+        if not "A" <= letter <= "Z" or place > MAX_SHEET_COLUMNS:
+            raise ValueError(letters)
+        place = place * 26 + ord(letter) - 64
+    if not 1 <= place <= MAX_SHEET_COLUMNS:
+        raise ValueError(letters)
+    return place - 1

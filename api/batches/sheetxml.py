@@ -1,7 +1,7 @@
-"""The XML of sheets and of shared texts, read a piece at a time: rows of a hundred thousand in a third of a second.
+"""The XML of sheets and of shared texts, read a piece at a time.
 
-A parser that calls Python for each element takes three times as long. The parts of a workbook use little of XML, so
-their rows and texts are found by their tags; comments and CDATA, which may hold tags, are taken out first.
+Rows and texts are found by their tags, since a parser would call Python for each element of each cell. The parts of a
+workbook use little of XML; comments and CDATA, which may hold tags, are taken out first.
 """
 
 import codecs
@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import IO
 from xml.sax.saxutils import escape
+
+from models.textfiles import UTF16_MARKS
 
 MAX_PIECE_CHARS = 32 << 20
 """The longest row, text or comment that is held, as XML."""
@@ -26,7 +28,7 @@ _PREFIX = re.compile(r"<([\w.-]+:)?(?:worksheet|sst)\b")
 
 
 def pieces_of(stream: IO[bytes]) -> Iterator[str]:
-    """The text of a part in pieces; raises ValueError for what is no XML that a workbook may have."""
+    """The text of a part in pieces; raises ValueError for an encoding that a workbook may not have."""
     head = stream.read(_READ_BYTES)
     decoder = codecs.getincrementaldecoder(_encoding(head))()
     piece = head
@@ -92,7 +94,7 @@ def plain_text(markup: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """A text without XML's escapes and without those of workbooks (``_x000D_``); raises ValueError for unknown ones."""
+    """A text with the escapes of XML and of workbooks (``_x000D_``) undone; raises ValueError for an unknown entity."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "&" in text:
@@ -113,9 +115,9 @@ def _entity(found: re.Match[str]) -> str:
 
 
 def _encoding(head: bytes) -> str:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if head[:2] in UTF16_MARKS:
         return "utf-16"
-    if head.startswith(b"\xef\xbb\xbf"):
+    if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     declared = _DECLARED.match(head)
     name = "utf-8" if declared is None else codecs.lookup(declared[1].decode()).name
@@ -125,7 +127,7 @@ def _encoding(head: bytes) -> str:
 
 
 def _without_specials(held: str) -> tuple[str, str]:
-    """A text without comments and CDATA, and the rest that begins with one that has not ended yet."""
+    """A text without its comments and CDATA, and the rest of it from a comment or CDATA on that has not ended yet."""
     text = _SPECIAL.sub(lambda found: escape(found[1]) if found[1] is not None else "", held)
     place = text.find("<!")
     if place < 0:

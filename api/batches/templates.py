@@ -7,7 +7,6 @@ template computes nothing and cannot be made to.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from api.bodies import shorten
 
@@ -38,7 +37,7 @@ class Template:
         """The text that a row makes of it."""
         return "".join([part if isinstance(part, str) else cells[part] for part in self.parts])
 
-    def as_stored(self) -> list[dict[str, Any]]:  # Any: JSON
+    def as_stored(self) -> list[dict[str, str | int]]:
         """As ``batches.template`` keeps it."""
         return [{"text": part} if isinstance(part, str) else {"column": part} for part in self.parts]
 
@@ -66,7 +65,7 @@ def _literal(text: str) -> str:
     if "{{" in text:
         at = text.index("{{")
         raise TemplateProblem(
-            f"{shorten(text[at:], 20)!r} is no {{{{column}}}}; write {{{{{{{{ where the prompt is to show two braces."
+            f"{shorten(text[at:], 20)!r} is not a {{{{column}}}}; write {{{{{{{{ for two braces of text."
         )
     return text
 

@@ -1,7 +1,7 @@
 """A workbook as an archive of XML parts: which sheet is read, its shared texts, and how its numbers are shown.
 
-Source: ECMA-376, transitional and strict. What an archive says of its sizes is looked at before it is opened, so that
-one that unpacks to a thousand times its size is refused at once. No part may declare entities.
+Source: ECMA-376, transitional and strict. The sizes that an archive declares are checked before any part is unpacked,
+so that a zip bomb is refused at once. No part may declare entities.
 """
 
 import posixpath
@@ -20,10 +20,10 @@ from api.bodies import shorten
 MAX_PARTS = 2000
 MAX_UNPACKED_BYTES = 256 << 20
 MAX_RATIO = 200
-"""How many times its size an archive may unpack to; sheets of numbers come to fifty."""
+"""The most that an archive may unpack to, as a multiple of its own size."""
 
 MAX_FORMATS = 100_000
-"""The cell formats that are read of a workbook; Excel has at most 65,490."""
+"""The most cell formats of a workbook; Excel has at most 65,490."""
 
 BROKEN = "This workbook cannot be read; save it again as .xlsx, or as CSV UTF-8."
 FAULTS = (
@@ -37,7 +37,7 @@ FAULTS = (
     LookupError,
     RuntimeError,  # a part that is encrypted
 )
-"""What the libraries raise for an archive or a part that is not as it should be."""
+"""What the libraries raise for a broken archive or part."""
 
 _KINDS = {
     "xl/workbook.bin": "an .xlsb workbook; save it as .xlsx or as CSV UTF-8",
@@ -47,13 +47,15 @@ _KINDS = {
     "index/document.iwa": "a Numbers document; export it as .xlsx or CSV",
 }
 _MANY_NAMES = 10
+_LONGEST_PATH = 200
+_PIECE_BYTES = 1 << 16
 
 Attributes = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A sheet of the workbook: its name, its part in the archive, and whether it can be seen."""
+    """A sheet of the workbook: its name, its part in the archive, and whether it is visible."""
 
     name: str
     part: str
@@ -61,7 +63,7 @@ class Sheet:
 
 
 class Workbook:
-    """A workbook that is open; raises Unreadable for what is none."""
+    """A workbook that is open. Raises Unreadable for an archive that is not a workbook, and FAULTS for a broken one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._archive, self._parts = _opened(file)
@@ -71,11 +73,11 @@ class Workbook:
         self._main = next(iter(main.values()))
         self.date1904 = False
         self.calculates = False
-        """Whether results of formulas are to be computed when it is opened: those that it has may be no results."""
+        """Whether a spreadsheet computes its formulas when it opens it: the stored results may be stand-ins."""
         self.sheets = self._read_sheets()
 
     def first_visible(self) -> Sheet:
-        """The first sheet that can be seen."""
+        """The first sheet that is visible; raises Unreadable when none is."""
         for sheet in self.sheets:
             if sheet.visible:
                 return sheet
@@ -93,7 +95,7 @@ class Workbook:
             yield from pieces_of(stream)
 
     def shared_texts(self) -> Sequence[str]:
-        """The texts that cells name by number."""
+        """The texts that cells refer to by number."""
         parts = self._related(self._main, "sharedStrings")
         for part in parts.values():
             if part.lower() in self._parts:
@@ -131,7 +133,7 @@ class Workbook:
         return found
 
     def _related(self, part: str, kind: str) -> dict[str, str]:
-        """The parts that a part is related to in a way, by the ids of the relationships."""
+        """The parts to which a part has relationships of a kind, by the ids of these."""
         folder, name = posixpath.split(part)
         relations = posixpath.join(folder, "_rels", f"{name}.rels")
         if relations.lower() not in self._parts:
@@ -146,12 +148,12 @@ class Workbook:
     def _elements(self, part: str) -> Iterator[tuple[str, Attributes]]:
         """The elements of a small part as they begin: their paths and their attributes, without namespaces."""
         parser = xml.parsers.expat.ParserCreate(namespace_separator=" ")
-        begun: list[tuple[str, Attributes]] = []
+        started: list[tuple[str, Attributes]] = []
         path: list[str] = [""]
 
         def start(name: str, attributes: dict[str, str]) -> None:
             path.append(f"{path[-1]}/{name.rpartition(' ')[2]}"[-_LONGEST_PATH:])
-            begun.append((path[-1], {key.rpartition(" ")[2]: value for key, value in attributes.items()}))
+            started.append((path[-1], {key.rpartition(" ")[2]: value for key, value in attributes.items()}))
 
         def doctype(*_: object) -> None:
             raise ValueError("a part has a DOCTYPE")
@@ -162,13 +164,9 @@ class Workbook:
         with self._archive.open(self._parts[part.lower()]) as stream:
             while piece := stream.read(_PIECE_BYTES):
                 parser.Parse(piece, False)
-                yield from begun
-                begun.clear()
+                yield from started
+                started.clear()
         parser.Parse(b"", True)
-
-
-_LONGEST_PATH = 200
-_PIECE_BYTES = 1 << 16
 
 
 def _opened(file: BinaryIO) -> tuple[zipfile.ZipFile, Mapping[str, zipfile.ZipInfo]]:
@@ -181,7 +179,7 @@ def _opened(file: BinaryIO) -> tuple[zipfile.ZipFile, Mapping[str, zipfile.ZipIn
 
 
 def _kind(parts: Mapping[str, object]) -> str:
-    """What an archive without a workbook is."""
+    """What kind of file an archive without a workbook is."""
     for part, kind in _KINDS.items():
         if part in parts:
             return kind

@@ -1,7 +1,7 @@
-"""Reading a workbook: the first sheet that can be seen, the first row with something in it naming the columns.
+"""Reading a workbook: its first visible sheet, whose first row with something in it names the columns.
 
-The table may begin anywhere on the sheet. Hidden rows and columns and those that a filter hides are read, as the CSV
-that a spreadsheet writes has them.
+The table may begin anywhere on the sheet. Hidden and filtered rows and columns are read: the CSV that a spreadsheet
+writes has them too.
 """
 
 from collections.abc import Iterator
@@ -11,21 +11,19 @@ from typing import BinaryIO
 from api.batches.columns import Columns, read_columns
 from api.batches.problems import Problems
 from api.batches.records import (
-    CHARS_AT_ONCE,
     MAX_CELL_CHARS,
     MAX_RECORD_CHARS,
-    RECORDS_AT_ONCE,
     Dialect,
-    Group,
+    Record,
     Table,
     Unreadable,
+    grouped,
 )
-from api.batches.sheetrows import SheetReader, SheetRow, first_row, used_before
+from api.batches.sheetrows import SheetReader, SheetRow
 from api.batches.workbook import BROKEN, FAULTS, Workbook
 
 _LOOKED_AT = 100
-"""Rows by which it is decided whether columns before the first name are part of the table."""
-
+"""Rows that are read first, to see whether columns before the first name are part of the table."""
 
 _BEFORE = "This row has something before the first column that the first row names."
 
@@ -39,27 +37,34 @@ def read_xlsx(file: BinaryIO, problems: Problems) -> Table:
         rows = reader.rows(workbook.text_of(sheet))
     except FAULTS:
         raise Unreadable(BROKEN) from None
-    header = first_row(rows)
+    header = _first_row(rows)
     if header is None:
         others = f" {workbook.named_sheets()}" if len(workbook.sheets) > 1 else ""
         raise Unreadable(f"The first sheet of the workbook is empty.{others}")
-    line, names, _ = header
+    line, names = header
     sample = list(islice(rows, _LOOKED_AT))
     while not names[-1].strip():
         names.pop()
     first = next(place for place, name in enumerate(names) if name.strip())
-    if used_before(sample, first):
+    if any(any(cells[:first]) for _, cells, _ in sample):
         first = 0
     columns = read_columns(names[first:], line)
-    return Table(columns.names, _groups(chain(sample, rows), first, columns, problems), Dialect(mark=True))
+    return Table(columns.names, grouped(_rows(chain(sample, rows), first, columns, problems)), Dialect(mark=True))
 
 
-def _groups(rows: Iterator[SheetRow], first: int, columns: Columns, problems: Problems) -> Iterator[Group]:
-    """Rows of the sheet in groups; its own rows are the lines."""
-    cells: list[list[str]] = []
-    lines: list[int] = []
+def _first_row(rows: Iterator[SheetRow]) -> tuple[int, list[str]] | None:
+    """The number and the cells of the first row with something in it; raises Unreadable when it is a problem."""
+    for number, cells, trouble in rows:
+        if trouble is not None:
+            raise Unreadable(trouble, number)
+        if any(map(str.strip, cells)):
+            return number, cells
+    return None
+
+
+def _rows(rows: Iterator[SheetRow], first: int, columns: Columns, problems: Problems) -> Iterator[Record]:
+    """The rows below the names, with their numbers in the sheet and their sizes."""
     width = len(columns.names)
-    chars = 0
     for line, found, unread in rows:
         record = found[first:] if first else found
         trouble = unread or (_BEFORE if first and any(found[:first]) else None)
@@ -75,14 +80,7 @@ def _groups(rows: Iterator[SheetRow], first: int, columns: Columns, problems: Pr
         if trouble is not None:
             problems.add("file", trouble, line)
             continue
-        cells.append(record)
-        lines.append(line)
-        chars += size
-        if len(lines) == RECORDS_AT_ONCE or chars >= CHARS_AT_ONCE:
-            yield Group(cells, lines)
-            cells, lines, chars = [], [], 0
-    if lines:
-        yield Group(cells, lines)
+        yield record, line, size
 
 
 def _trouble_with_cells(record: list[str], size: int) -> str | None:

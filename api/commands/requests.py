@@ -1,6 +1,5 @@
 """Files of requests in the form of OpenAI's Batch API, which are sent the way of that API."""
 
-import codecs
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from api.commands.client import Api
 from api.commands.errors import CommandError
 from api.commands.transfer import announce, upload
 from api.commands.wording import Json, plain
+from models.textfiles import marks_of
 
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
 _MAX_LINE_BYTES = 8 << 20
@@ -21,7 +21,8 @@ _FLAGS = frozenset({"completion_window", "metadata", "name", "priority", "max_pa
 def endpoint_of(path: Path) -> str | None:
     """The endpoint that the first request of a file names, after blank lines; None when the file is of another kind."""
     with path.open("rb") as file:
-        first = file.readline(_MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
+        first = file.readline(_MAX_LINE_BYTES)
+        first = first[marks_of(first) :]
         while first.isspace():
             first = file.readline(_MAX_LINE_BYTES)
     try:

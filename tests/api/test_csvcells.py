@@ -66,7 +66,6 @@ def test_what_would_be_evaluated_gets_an_apostrophe(cell: str) -> None:
         "+49 30 1234",
         "+4930123456",
         "-",
-        "- ".strip(),
         "a, b (c), -d",
         "x; -5; +7",
         "one\n- two (2)\n- three",

@@ -72,7 +72,7 @@ def test_what_is_in_a_jsonl_file_is_read_as_it_is(rows: list[dict[str, str]]) ->
     assert problems == []
 
 
-def test_a_value_that_is_no_text_becomes_its_json() -> None:
+def test_a_value_that_is_not_text_becomes_its_json() -> None:
     columns, rows, _, _ = read(b'{"a": 1.5, "b": null, "c": {"x": [1, "\xc3\xa9"]}, "d": true}\n', "a.ndjson")
     assert dict(zip(columns, rows[0], strict=True)) == {"a": "1.5", "b": "", "c": '{"x":[1,"é"]}', "d": "true"}
 
@@ -152,7 +152,7 @@ def test_formulas_are_text_like_any_other() -> None:
         ("a,b\n1,2\n".encode("utf-16-be"), "a.csv", "UTF-16"),
         ("a,b\n1,2\n".encode("utf-16") + b"\x00\xd8\x0a\x00", "a.csv", "not UTF-16"),
         (workbook([["a"], ["1"]]), "a.csv", "name it .xlsx"),
-        (b"a,b\n", "a.xlsx", "no .xlsx workbook, but text"),
+        (b"a,b\n", "a.xlsx", "not an .xlsx workbook, but text"),
         (b"PK\x03\x04 is not all that it takes", "a.xlsx", "cannot be read"),
         (bytes(range(32)) * 100, "a.csv", "not text"),
         (b"," * 1_000_000, "a.csv", "1,000,001 columns"),
@@ -168,7 +168,7 @@ def test_formulas_are_text_like_any_other() -> None:
             "a.xlsx",
             "locked with a password",
         ),
-        (b'[{"a": 1},\n{"a": 2}]', "a.json", "one whole JSON object on each line"),
+        (b'[{"a": 1},\n{"a": 2}]', "a.json", "each line must be one whole JSON object"),
         (b"x" * 5_000_000, "a.csv", "4,194,304 characters"),
         (b'{"a": "' + b"x" * 5_000_000 + b'"}', "a.jsonl", "4,194,304 bytes"),
     ],
@@ -292,7 +292,7 @@ def test_jsonl_as_people_send_it() -> None:
     _, rows, lines, problems = read(data, "a.jsonl")
     assert (rows, lines) == ([["1"], ["2"], ["3"]], [2, 4, 8])
     assert [line for line, _ in problems] == [5, 6, 7]
-    assert refusal(b"\nnull\n", "a.jsonl") == "This is no JSONL: there must be one whole JSON object on each line."
+    assert refusal(b"\nnull\n", "a.jsonl") == "This is not JSONL: each line must be one whole JSON object."
     assert read(b'{"a": 1e999}\n{"a": 1}\n', "a.jsonl")[1] == [["1"]]
     deep = b'{"a": ' + b"[" * 600 + b"1.5" + b"]" * 600 + b"}\n"
     assert read(deep, "a.jsonl")[3] == [(1, "A value of this line has too many levels.")]

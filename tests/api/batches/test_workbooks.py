@@ -336,7 +336,7 @@ def archive(**parts: str) -> bytes:
         (packed(sheet("")), "is empty"),
     ],
 )
-def test_what_is_no_workbook_is_refused_with_its_kind(data: bytes, why: str) -> None:
+def test_a_file_that_is_not_a_workbook_is_refused_with_its_kind(data: bytes, why: str) -> None:
     assert why in refusal(data, "a.xlsx")
 
 

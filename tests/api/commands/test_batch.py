@@ -191,12 +191,12 @@ def test_a_file_of_openai_requests_runs_as_it_is(person: Person) -> None:
     assert refused.stderr == "headrace: the lines of requests.jsonl are whole requests; leave out --model\n"
 
 
-def test_a_mark_blank_lines_and_no_last_line_end_hide_no_request(person: Person) -> None:
-    lines = "\ufeff\n" + request_line(0).replace("\n", "\r\n") + "   \n" + request_line(1).rstrip("\n")
+def test_marks_blank_lines_and_no_last_line_end_hide_no_request(person: Person) -> None:
+    lines = "\ufeff\ufeff\n" + request_line(0).replace("\n", "\r\n") + "   \n" + request_line(1).rstrip("\n")
     person.write("requests.jsonl", lines)
     done = person.run("batch", "run", "requests.jsonl", "-o", "out.jsonl")
     assert "2 of 2 rows completed" in done.stderr
-    (person.directory / "requests.jsonl").write_bytes(lines.removeprefix("\ufeff").encode("utf-16"))
+    (person.directory / "requests.jsonl").write_bytes(lines.lstrip("\ufeff").encode("utf-16"))
     done = person.run("batch", "run", "requests.jsonl", "--prompt", "{{text}}", "-o", "out2.jsonl", expect=2)
     assert "The file is UTF-16 text; JSONL is UTF-8: save it as that." in done.stderr
 
