@@ -1,14 +1,10 @@
-"""The console script ``headrace``: what must be in place before anything else is imported."""
+"""The console script ``headrace``: it handles Ctrl-C before anything else is imported."""
 
 
 def main() -> None:
-    """Run a command; Ctrl-C ends it with 130, from the first moment on."""
+    """Run a command. Ctrl-C ends it with 130, also while it is imported."""
     try:
-        from api.cli import main as run  # here, for it takes most of a second, in which Ctrl-C may come
+        from api.cli import main as run  # here: this import takes long enough for a Ctrl-C
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     run()
-
-
-if __name__ == "__main__":
-    main()

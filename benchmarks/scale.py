@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -27,6 +28,7 @@ from uuid import UUID
 
 import httpx
 import psycopg
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.health import MOST_COUNTED
 from api.local.postgres import EmbeddedPostgres
@@ -41,6 +43,7 @@ from models.database import create_engine, fetch_all, migrate
 from models.event import RAISE_ANOMALIES
 from models.ids import BATCH, to_wire
 from models.job import EXPIRE_JOBS
+from models.lifecycle import JobStatus
 from models.process import SELECT_BACKLOG
 from models.wakeups import Wakeups
 from tests.api.acting import Worker
@@ -52,6 +55,7 @@ from workers.settings import RelaySettings
 SERVED, CROWDED = "mock", "crowded"
 CATALOG: dict[str, dict[str, object]] = {"echo": {}, "later": {"tier": CROWDED}}
 TABLES = ("jobs", "attempts", "ledger_entries")
+TENANT_ID = UUID("00000000-0000-4000-8000-000000000001")
 WARM_UP = 20
 SLICE = 500_000
 YEAR_S = 365 * 86_400
@@ -76,6 +80,13 @@ class Measured:
     def add(self, name: str, seconds: float) -> None:
         """Note one time."""
         self.times.setdefault(name, []).append(seconds * 1000)
+
+    async def time(self, name: str, work: Callable[[], Awaitable[object]]) -> Any:  # Any: what the work returns
+        """Do some work, and note its time."""
+        started = time.perf_counter()
+        result = await work()
+        self.add(name, time.perf_counter() - started)
+        return result
 
     def percentile(self, name: str, percent: int) -> float:
         """A percentile, without the first times."""
@@ -257,60 +268,71 @@ def _run(url: str, statement: str) -> None:
 
 async def measure_statements(stack: Stack, url: str, samples: int, measured: Measured) -> None:
     """Take the times of HTTP requests and of the relay's and workers' statements, without other processes."""
-    engine = create_engine(url, name="scale", pool_size=3)
-    wakeups = Wakeups(stack.settings["HEADRACE_REDIS_URL"])
-    tenant_id = UUID("00000000-0000-4000-8000-000000000001")
     process, base = stack.api()
-    key = await create_key(engine, tenant_id, "scale")
+    async with _worker_and_relay(stack, url) as (engine, worker, relay):
+        headers = {"authorization": f"Bearer {await create_key(engine, TENANT_ID, 'scale')}"}
+        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
+            for number in range(samples):
+                await _time_job(measured, client, relay, worker, number)
+            for _ in range(samples // 2):
+                await _time_duties(measured, engine, worker.id)
+                await _time_reads(measured, client)
+    kill(process)
+
+
+@asynccontextmanager
+async def _worker_and_relay(stack: Stack, url: str) -> AsyncIterator[tuple[AsyncEngine, Worker, Relay]]:
+    """A worker and a relay in this process, whose steps are run one at a time."""
+    redis_url = stack.settings["HEADRACE_REDIS_URL"]
+    engine, wakeups = create_engine(url, name="scale", pool_size=3), Wakeups(redis_url)
     worker = Worker(engine, wakeups)
     await worker.register()
-    relay_settings = RelaySettings(database_url=url, redis_url=stack.settings["HEADRACE_REDIS_URL"])
-    relay = Relay(relay_settings, load_catalog(Path(stack.settings["HEADRACE_CATALOG"])), Silent())
-    dispatcher = relay._singles  # what a relay runs, one look at a time
-    headers = {"authorization": f"Bearer {key}"}
-
-    async def timed(name: str, work: Callable[[], Awaitable[object]]) -> Any:  # Any: what the work returns
-        started = time.perf_counter()
-        result = await work()
-        measured.add(name, time.perf_counter() - started)
-        return result
-
-    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
-
-        async def get(path: str, **params: str) -> None:
-            assert (await client.get(path, params=params)).status_code == 200, path
-
-        for number in range(samples):
-            body = {"prompt": f"job {number}", "model": "echo", "max_tokens": 16}
-            job = (await timed("submit", partial(client.post, "/v1/jobs", json=body))).json()
-            await timed("dispatch", dispatcher.dispatch)
-            claimed = await timed("claim", partial(worker.claim, job))
-            await timed("finish", partial(worker.finish, claimed, llm="echo", queue=SERVED, tier="mock"))
-            await timed("dispatch, nothing due", dispatcher.dispatch)
-        params = {"limit": 500, "writer": worker.id, "max_deliveries": 5, "grace_s": 60.0, "error": "{}"}
-        params |= {"max_deliveries_error": "{}", "expired_error": "{}", "free": []}
-        backlog = {"queues": [SERVED, CROWDED], "most": MOST_COUNTED}
-        batch = to_wire(BATCH, UUID("00000000-0000-4000-9000-000000000001"))
-        for _ in range(samples // 2):
-            await timed("expire", partial(fetch_all, engine, EXPIRE_JOBS, params))
-            await timed("rescue", partial(fetch_all, engine, RESCUE, params))
-            await timed("fold", partial(fetch_all, engine, FOLD))
-            await timed("anomalies", partial(fetch_all, engine, RAISE_ANOMALIES))
-            await timed("backlog of the metrics", partial(fetch_all, engine, SELECT_BACKLOG, backlog))
-            await timed("usage of 30 days", partial(get, "/v1/usage", group_by="model"))
-            await timed(
-                "usage of 2 years by team", partial(get, "/v1/usage", group_by="team", **{"from": "2025-01-01"})
-            )
-            for status in ("", "queued", "in_progress", "completed", "failed", "cancelled", "expired"):
-                chosen = {"status": status} if status else {}
-                await timed(f"list {status or 'all'}", partial(get, "/v1/jobs", **chosen))
-            await timed("list failed of a batch", partial(get, "/v1/jobs", batch_id=batch, status="failed"))
+    catalog = load_catalog(Path(stack.settings["HEADRACE_CATALOG"]))
+    relay = Relay(RelaySettings(database_url=url, redis_url=redis_url), catalog, Silent())
+    yield engine, worker, relay
     await worker.deregister()
     await wakeups.close()
-    await engine.dispose()
-    for owned in (relay._engine, relay._slow_engine, relay._dispatch_engine):
+    for owned in (engine, relay._engine, relay._slow_engine, relay._dispatch_engine):
         await owned.dispose()
-    kill(process)
+
+
+async def _time_job(measured: Measured, client: httpx.AsyncClient, relay: Relay, worker: Worker, number: int) -> None:
+    """The life of one job, step by step."""
+    dispatch = relay._singles.dispatch
+    body = {"prompt": f"job {number}", "model": "echo", "max_tokens": 16}
+    job = (await measured.time("submit", partial(client.post, "/v1/jobs", json=body))).json()
+    await measured.time("dispatch", dispatch)
+    claimed = await measured.time("claim", partial(worker.claim, job))
+    await measured.time("finish", partial(worker.finish, claimed, llm="echo", queue=SERVED, tier="mock"))
+    await measured.time("dispatch, nothing due", dispatch)
+
+
+async def _time_duties(measured: Measured, engine: AsyncEngine, writer: UUID) -> None:
+    """What a relay does at intervals, and what the metrics count."""
+    params = {"limit": 500, "writer": writer, "max_deliveries": 5, "grace_s": 60.0, "error": "{}"}
+    params |= {"max_deliveries_error": "{}", "expired_error": "{}", "free": []}
+    backlog = {"queues": [SERVED, CROWDED], "most": MOST_COUNTED}
+    await measured.time("expire", partial(fetch_all, engine, EXPIRE_JOBS, params))
+    await measured.time("rescue", partial(fetch_all, engine, RESCUE, params))
+    await measured.time("fold", partial(fetch_all, engine, FOLD))
+    await measured.time("anomalies", partial(fetch_all, engine, RAISE_ANOMALIES))
+    await measured.time("backlog of the metrics", partial(fetch_all, engine, SELECT_BACKLOG, backlog))
+
+
+async def _time_reads(measured: Measured, client: httpx.AsyncClient) -> None:
+    """What people ask the API for."""
+
+    async def get(path: str, **params: str) -> None:
+        assert (await client.get(path, params=params)).status_code == 200, path
+
+    by_team = {"group_by": "team", "from": "2025-01-01"}
+    await measured.time("usage of 30 days", partial(get, "/v1/usage", group_by="model"))
+    await measured.time("usage of 2 years by team", partial(get, "/v1/usage", **by_team))
+    await measured.time("list all", partial(get, "/v1/jobs"))
+    for status in JobStatus:
+        await measured.time(f"list {status}", partial(get, "/v1/jobs", status=status))
+    batch = to_wire(BATCH, UUID("00000000-0000-4000-9000-000000000001"))
+    await measured.time("list failed of a batch", partial(get, "/v1/jobs", batch_id=batch, status="failed"))
 
 
 def measure_platform(stack: Stack, url: str, postgres_pid: int, options: Namespace, measured: Measured) -> None:
@@ -344,7 +366,7 @@ def measure_platform(stack: Stack, url: str, postgres_pid: int, options: Namespa
 async def _new_key(url: str) -> str:
     engine = create_engine(url, name="scale")
     try:
-        return await create_key(engine, UUID("00000000-0000-4000-8000-000000000001"), "scale")
+        return await create_key(engine, TENANT_ID, "scale")
     finally:
         await engine.dispose()
 

@@ -11,11 +11,11 @@ _TIMEOUT_S = 5.0
 _PASSWORD = "correct the user and the password"
 
 
-def require_redis(url: str, variable: str = "HEADRACE_REDIS_URL") -> None:
-    """Raise ConfigurationError when the server at ``url`` refuses for good: a wrong password, a database that it does
-    not have, a certificate that cannot be verified, or when what answers is not Redis.
+def require_redis(url: str) -> None:
+    """Raise ConfigurationError when the server at ``url``, which is HEADRACE_REDIS_URL, refuses for good: a wrong
+    password, a database that it does not have, a certificate that cannot be verified, or a server that is not Redis.
 
-    Nothing is said where no connection can be made just now: the server may come, and the process waits for it.
+    A server that cannot be reached now raises nothing: the process waits for it.
     """
     once = Retry(NoBackoff(), 0)
     timeouts = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
@@ -25,9 +25,9 @@ def require_redis(url: str, variable: str = "HEADRACE_REDIS_URL") -> None:
         except redis.RedisError as error:
             advice = _advice(error)
             if advice is not None:
-                raise ConfigurationError(f"Redis cannot be used: {error}; {advice} in {variable}") from None
+                raise ConfigurationError(f"Redis cannot be used: {error}; {advice} in HEADRACE_REDIS_URL") from None
         except UnicodeDecodeError:
-            raise ConfigurationError(f"what answers is not Redis; correct the address in {variable}") from None
+            raise ConfigurationError("what answers is not Redis; correct the address in HEADRACE_REDIS_URL") from None
 
 
 def _advice(error: redis.RedisError) -> str | None:

@@ -1,8 +1,9 @@
-"""What every connection to Postgres sets at its start, and the refusal of connections that cannot work.
+"""What every connection to Postgres sets at its start, and the check that such connections can work.
 
 Time limits of statements, locks and idle transactions are parameters of the session, and so are two kinds of advisory
 locks (migrations, the reading of an uploaded file). A pooler in transaction mode lends a session for one transaction:
-it refuses these parameters or ignores them, and the locks end up with a stranger. So a process looks at its start.
+it refuses these parameters or ignores them, and another client gets the locks. So each process opens one connection at
+its start and compares.
 """
 
 import re
@@ -54,14 +55,14 @@ _NEVER_CONNECTS = (
         "correct the parameters sslmode, sslrootcert, sslcert and sslkey in HEADRACE_DATABASE_URL",
     ),
 )
-"""Answers of Postgres and libpq, in English, after which no later try succeeds, and what to do about them. libpq gives
-no SQLSTATE of a connection that was refused."""
+"""Answers of Postgres and libpq, in English, after which no later try succeeds, and what to do about each. libpq does
+not give the SQLSTATE of a refused connection."""
 
 
 def connect_arguments(url: str, parameters: Mapping[str, str], defaults: Mapping[str, object]) -> dict[str, object]:
     """psycopg's arguments of a connection: the session's ``parameters`` and ``defaults``.
 
-    What the URL says itself goes before the defaults, and its own ``options`` stay beside the session's parameters.
+    A parameter of the URL replaces the default. The URL's ``options`` stay, in front of the session's parameters.
     """
     given = make_url(url).query
     own = given.get("options", ())
@@ -79,7 +80,7 @@ def require_session(url: str) -> None:
     """Raise ConfigurationError when no connection to ``url`` can ever work: a pooler that does not keep the session's
     parameters, a wrong password, a database that does not exist.
 
-    Nothing is said where no connection can be made just now: Postgres may come, and the process waits for it.
+    A Postgres that cannot be reached now raises nothing: the process waits for it.
     """
     try:
         _probe(url)
@@ -90,9 +91,9 @@ def require_session(url: str) -> None:
 
 
 def require_database(url: str) -> None:
-    """As :func:`require_session`, and the database must be able to hold Headrace's tables: its encoding, its version.
+    """As :func:`require_session`, and also when Headrace's tables cannot live there: an old Postgres, another encoding.
 
-    Raises SQLAlchemy's errors where no connection can be made.
+    Raises DBAPIError when no connection can be made now.
     """
     try:
         found = _probe(url)
@@ -112,7 +113,7 @@ def require_database(url: str) -> None:
 
 
 def why_never(error: DBAPIError) -> str | None:
-    """One sentence when connections will be refused until a person changes something; None when waiting may help."""
+    """One sentence when waiting cannot help and a person must change something; None when waiting may help."""
     said = refusal(error)
     if _REFUSED.search(said):
         return f"a connection pooler refuses the session's time limits: {said}. {_WHAT_TO_DO}"
@@ -123,7 +124,7 @@ def why_never(error: DBAPIError) -> str | None:
 
 
 def refusal(error: DBAPIError) -> str:
-    """What the server or libpq said, as one line without what they put before it."""
+    """What the server or libpq said, in one line and without their prefixes."""
     primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
     if primary:
         return str(primary)

@@ -16,8 +16,8 @@ PREFIX = "HEADRACE_"
 class HeadraceSettings(BaseSettings):
     """Read from ``HEADRACE_*`` environment variables; :func:`read_settings` tells what is wrong with them.
 
-    A variable that is empty counts as not set, as env files and Compose's ``${NAME:-}`` leave it, but for those of
-    ``EMPTY_IS_A_VALUE``. Spaces and line ends around a value are not part of it: env files of Windows add them.
+    An empty variable counts as not set: env files and Compose's ``${NAME:-}`` leave variables so. Those of
+    ``EMPTY_IS_A_VALUE`` may be empty. Spaces and line ends around a value are removed: env files of Windows add them.
     """
 
     EMPTY_IS_A_VALUE: ClassVar[frozenset[str]] = frozenset()
@@ -36,10 +36,13 @@ class HeadraceSettings(BaseSettings):
 S = TypeVar("S", bound=HeadraceSettings)
 
 
-def read_settings(kind: type[S]) -> S:
-    """The settings of the environment. Raises ConfigurationError, which names each variable that cannot be used."""
+def read_settings(kind: type[S], given: Mapping[str, str | None] | None = None) -> S:
+    """The settings of the environment, of which ``given`` replaces some by the names of their fields.
+
+    Raises ConfigurationError, which names each variable that cannot be used.
+    """
     try:
-        return kind()
+        return kind.model_validate(given or {})
     except ValidationError as error:
         problems = [
             _problem(PREFIX + "_".join(map(str, found["loc"])).upper(), found["type"], found["msg"])

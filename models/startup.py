@@ -1,4 +1,4 @@
-"""How a process starts: with settings that can be used, or not at all, and then with one line about why."""
+"""How a process starts: with settings and stores that can be used, or it ends with one line that says why."""
 
 import os
 import sys
@@ -31,6 +31,9 @@ def settings_or_end(kind: type[S]) -> S:
 
 
 def require_stores(settings: StoreSettings) -> None:
-    """Raise ConfigurationError when Postgres or Redis refuse for good. A store that is away may come later."""
+    """Raise ConfigurationError when Postgres or Redis refuses for good; opens one connection to each.
+
+    A store that cannot be reached now raises nothing: the process waits for it.
+    """
     require_session(settings.database_url)
     require_redis(settings.redis_url)

@@ -1,21 +1,21 @@
 """The URLs of Postgres and Redis in the one form that every library here understands.
 
 People copy these URLs from a provider's page, from another program's settings or from a secret. SQLAlchemy, libpq,
-redis-py and kombu each read a different subset, so a URL is read here once, by the forms below, and written again.
-A password may have any characters, percent-encoded or not. Whatever cannot be read raises ValueError with one sentence,
-which never has a password in it.
+redis-py and kombu each read a different subset. This module reads a URL by the forms below, and writes it again.
+A password may have any characters, percent-encoded or not. A URL that cannot be read raises ValueError with one
+sentence, which never contains a password.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 POSTGRES_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+psycopg", "postgres+psycopg"})
-"""The driver is psycopg 3 whichever of them is given."""
+"""All of them use psycopg 3."""
 
 REDIS_SCHEMES: Mapping[str, str] = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss"}
-"""What is written for what is given."""
+"""The scheme that is written for each scheme that may be given."""
 
 _POSTGRES_FORM = "postgresql://user:password@host:port/name"
 _REDIS_FORM = "redis://:password@host:port/0"
@@ -74,12 +74,12 @@ POSTGRES_PARAMETERS = frozenset(
         "user",
     }
 )
-"""The connection parameters of libpq 18."""
+"""The connection parameters of libpq 18. The module stays free of psycopg, which could list them; a test compares."""
 
 REDIS_PARAMETERS = frozenset(
     {"db", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 )
-"""The parameters that redis-py and kombu read alike."""
+"""The parameters that both redis-py and kombu read, and read alike."""
 
 _VALUES: Mapping[str, frozenset[str]] = {
     "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
@@ -104,7 +104,7 @@ _HOST_AND_PORT = re.compile(r"(?P<host>\[.*\]|[^:]*)(?::(?P<port>\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class _Url:
-    """A URL in its parts, each as it is meant: nothing is percent-encoded."""
+    """A URL in its parts. Only ``hosts`` may be percent-encoded."""
 
     scheme: str
     user: str | None
@@ -132,8 +132,8 @@ def postgres_url(given: str) -> str:
         raise ValueError("the database's name has a character that a URL cannot have")
     rest = {key: value for key, value in url.parameters.items() if key != "dbname"}
     one, places = _postgres_place(url.hosts)
-    query = "&".join(f"{key}={quote(value, safe='')}" for key, value in (*places.items(), *rest.items()))
-    return f"postgresql+psycopg://{_userinfo(url)}{one}/{name}" + (f"?{query}" if query else "")
+    # The name stays as it is: SQLAlchemy does not decode it.
+    return f"postgresql+psycopg://{_userinfo(url)}{one}/{name}{_query([*places.items(), *rest.items()])}"
 
 
 def redis_url(given: str) -> str:
@@ -160,8 +160,7 @@ def redis_url(given: str) -> str:
         raise ValueError(f"{min(tls)} needs TLS: write rediss:// in place of {url.scheme}://")
     if scheme == "rediss":
         tls["ssl_cert_reqs"] = tls.get("ssl_cert_reqs", "required").removeprefix("CERT_").lower()
-    query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in tls.items())
-    return f"{scheme}://{_userinfo(url)}{url.hosts[0] or 'localhost'}/{number}" + (f"?{query}" if query else "")
+    return f"{scheme}://{_userinfo(url)}{url.hosts[0] or 'localhost'}/{number}{_query(tls.items(), safe='/')}"
 
 
 def _read(given: str, form: str, known: Collection[str]) -> _Url:
@@ -186,8 +185,8 @@ def _read(given: str, form: str, known: Collection[str]) -> _Url:
 
 
 def _split(rest: str, form: str, known: Collection[str]) -> tuple[str, "re.Match[str]"]:
-    """The user's part and the place. The last @ that a place follows divides them, so that a password may have any
-    character as it is; an @ within the parameters divides nothing."""
+    """The user's part, and hosts, path and query. The last @ before something that reads as hosts divides them, so
+    that a password may have any character as it is. An @ within the parameters divides nothing."""
     place = _PLACE.fullmatch(rest)
     if place is not None and ("@" not in rest or (place["query"] or "").partition("=")[0] in known):
         return "", place
@@ -218,13 +217,18 @@ def _check_parameters(given: Mapping[str, str], known: Collection[str]) -> None:
 
 
 def _postgres_place(hosts: Sequence[str]) -> tuple[str, Mapping[str, str]]:
-    """One host in its place; several hosts, or the directory of a socket, as parameters."""
+    """One host as it stands in the URL, or several hosts or the directory of a socket as parameters."""
     if len(hosts) == 1 and not unquote(hosts[0]).startswith(("/", "@")):
         return hosts[0], {}
     parted = [_HOST_AND_PORT.fullmatch(host) for host in hosts]
     names = ",".join(unquote(part["host"]).strip("[]") for part in parted if part is not None)
     ports = ",".join(part["port"] or "5432" for part in parted if part is not None)
     return "", {"host": names, "port": ports}
+
+
+def _query(parameters: Iterable[tuple[str, str]], safe: str = "") -> str:
+    query = urlencode([*parameters], quote_via=quote, safe=safe)
+    return f"?{query}" if query else ""
 
 
 def _userinfo(url: _Url) -> str:

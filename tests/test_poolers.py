@@ -1,8 +1,5 @@
 """Through a connection pooler no process starts: each says so in one line, and what to do instead."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,19 +8,17 @@ from api.local.valkey import EmbeddedValkey
 from models.errors import ConfigurationError
 from models.session import require_session
 from tests.poolers import ignoring, refusing
-from tests.stack import ROOT, Database
+from tests.stack import Database
+from tests.starts import PROCESSES, end_of
 
 REFUSALS = {
     "PgBouncer to 1.19": "unsupported startup parameter: options",
     "PgBouncer from 1.20": "unsupported startup parameter in options: statement_timeout",
     "RDS Proxy": "Feature not supported: RDS Proxy currently doesn't support command-line options.",
 }
-PROCESSES = {
+COMMANDS = {
     "headrace migrate": ["-m", "api.cli", "migrate"],
     "headrace up": ["-m", "api.cli", "up", "--no-flower"],
-    "API": ["-m", "uvicorn", "api.app:create_app", "--factory", "--port", "0"],
-    "relay": ["-m", "workers.relay"],
-    "worker": ["-m", "celery", "-A", "workers.celery", "worker", "-P", "threads", "-Q", "small"],
 }
 
 
@@ -48,21 +43,11 @@ def test_postgres_itself_is_taken_and_so_is_one_that_is_not_there_yet(database: 
     require_session("postgresql+psycopg://headrace:secret@127.0.0.1:9/headrace")
 
 
-@pytest.mark.parametrize("arguments", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("arguments", (COMMANDS | PROCESSES).values(), ids=COMMANDS | PROCESSES)
 def test_every_process_ends_with_one_line(arguments: list[str], valkey: EmbeddedValkey, tmp_path: Path) -> None:
     with refusing(REFUSALS["PgBouncer to 1.19"]) as url:
         settings = {"HEADRACE_DATABASE_URL": url, "HEADRACE_REDIS_URL": valkey.url, "HEADRACE_DATA_DIR": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=os.environ | settings,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    said = done.stdout + done.stderr
-    assert done.returncode, said
+        code, said = end_of(arguments, settings)
+    assert code, said
     assert "needs direct connections" in said
     assert "HEADRACE_DATABASE_URL (docs/operations.md)" in said
-    assert "Traceback" not in said

@@ -3,8 +3,6 @@
 import os
 import re
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,18 +21,14 @@ from models.redis_access import require_redis
 from models.session import SESSION, connect_arguments, require_database, require_session
 from models.settings import read_settings
 from models.urls import postgres_url, redis_url
-from tests.stack import ROOT, Database
+from tests.stack import Database
+from tests.starts import PROCESSES, end_of
 from workers import relay
 from workers.celery import celery_config
 from workers.settings import WorkerSettings, WorkSettings
 
 STARTS: dict[str, Callable[[], object]] = {"API": create_app, "relay": relay.main, "worker": celery_config}
-PROCESSES = {
-    "API": ["-m", "uvicorn", "api.app:create_app", "--factory", "--port", "0"],
-    "relay": ["-m", "workers.relay"],
-    "worker": ["-m", "celery", "-A", "workers.celery", "worker", "-P", "threads", "-Q", "small"],
-    "Flower": ["-m", "celery", "-A", "workers.celery", "flower", "--port=0"],
-}
+FLOWER = ["-m", "celery", "-A", "workers.celery", "flower", "--port=0"]
 SETTINGS = {
     "no URL of Postgres": ({"HEADRACE_DATABASE_URL": ""}, "HEADRACE_DATABASE_URL is not set"),
     "a wrong URL of Postgres": ({"HEADRACE_DATABASE_URL": "mysql://h/d"}, "HEADRACE_DATABASE_URL: mysql:// is not"),
@@ -57,6 +51,10 @@ def environment(database: Database, valkey: EmbeddedValkey, monkeypatch: pytest.
     monkeypatch.setenv("HEADRACE_DATABASE_URL", database.url)
     monkeypatch.setenv("HEADRACE_REDIS_URL", valkey.url)
     return monkeypatch
+
+
+def wrong_password(url: str) -> str:
+    return re.sub(r":[^:@]*@", ":wrong@", url)
 
 
 def said_at_the_end(start: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> str:
@@ -87,48 +85,30 @@ def test_a_setting_that_cannot_be_used_ends_the_start(
 def test_a_store_that_refuses_for_good_ends_the_start(
     start: Callable[[], object], environment: pytest.MonkeyPatch, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    environment.setenv("HEADRACE_DATABASE_URL", re.sub(r":[^:@]*@", ":wrong@", database.url))
+    environment.setenv("HEADRACE_DATABASE_URL", wrong_password(database.url))
     assert "password authentication failed" in said_at_the_end(start, capfd)
     environment.setenv("HEADRACE_DATABASE_URL", f"{database.url}_nowhere")
     assert '_nowhere" does not exist; correct the name' in said_at_the_end(start, capfd)
     environment.setenv("HEADRACE_DATABASE_URL", database.url)
-    environment.setenv("HEADRACE_REDIS_URL", re.sub(r":[^:@]*@", ":wrong@", os.environ["HEADRACE_REDIS_URL"]))
+    environment.setenv("HEADRACE_REDIS_URL", wrong_password(os.environ["HEADRACE_REDIS_URL"]))
     said = said_at_the_end(start, capfd)
     assert "Redis cannot be used" in said
     assert "correct the user and the password in HEADRACE_REDIS_URL" in said
 
 
-@pytest.mark.parametrize("arguments", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("arguments", [*PROCESSES.values(), FLOWER], ids=[*PROCESSES, "Flower"])
 def test_a_real_process_ends_with_one_line_and_78(arguments: list[str]) -> None:
     settings = {"HEADRACE_DATABASE_URL": "postgres://127.0.0.1:9/db", "HEADRACE_REDIS_URL": "sentinel://h/0"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == os.EX_CONFIG, done.stderr
-    assert "headrace: HEADRACE_REDIS_URL: sentinel:// is not supported" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    code, said = end_of(arguments, settings)
+    assert code == os.EX_CONFIG, said
+    assert "headrace: HEADRACE_REDIS_URL: sentinel:// is not supported" in said
 
 
 def test_a_worker_whose_password_is_wrong_ends_with_one_line_and_78(database: Database, valkey: EmbeddedValkey) -> None:
-    url = re.sub(r":[^:@]*@", ":wrong@", database.url)
-    done = subprocess.run(
-        [sys.executable, *PROCESSES["worker"]],
-        cwd=ROOT,
-        env=os.environ | {"HEADRACE_DATABASE_URL": url, "HEADRACE_REDIS_URL": valkey.url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == os.EX_CONFIG, done.stderr
-    assert "headrace: Postgres cannot be used: password authentication failed" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    settings = {"HEADRACE_DATABASE_URL": wrong_password(database.url), "HEADRACE_REDIS_URL": valkey.url}
+    code, said = end_of(PROCESSES["worker"], settings)
+    assert code == os.EX_CONFIG, said
+    assert "headrace: Postgres cannot be used: password authentication failed" in said
 
 
 def test_stores_that_are_away_are_waited_for() -> None:
@@ -137,7 +117,7 @@ def test_stores_that_are_away_are_waited_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["LEASE_S", "DRAIN_S", "MODEL_MEMORY_MB", "GPU_REQUIRED"])
-def test_a_number_that_is_none_is_named_and_an_empty_one_is_the_default(
+def test_a_value_that_is_not_a_number_is_named_and_an_empty_one_is_the_default(
     name: str, environment: pytest.MonkeyPatch
 ) -> None:
     usual = getattr(read_settings(WorkerSettings), name.lower())
@@ -149,7 +129,7 @@ def test_a_number_that_is_none_is_named_and_an_empty_one_is_the_default(
         assert getattr(read_settings(WorkerSettings), name.lower()) == usual
 
 
-def test_line_ends_of_windows_are_no_part_of_a_setting(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_line_ends_of_windows_are_not_part_of_a_setting(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment.setenv("HEADRACE_LEASE_S", "7\r")
     environment.setenv("HEADRACE_CATALOG", f"{tmp_path}/c.toml\r")
     environment.setenv("HEADRACE_OPTIONAL_LLMS", "a, b\r")
@@ -234,6 +214,6 @@ def test_certificates_of_redis_are_verified_by_both_libraries(valkey: EmbeddedVa
                 broker.ensure_connection(max_retries=0)
 
 
-def test_a_database_of_redis_that_there_is_not_is_told(valkey: EmbeddedValkey) -> None:
+def test_a_database_that_redis_does_not_have_is_named(valkey: EmbeddedValkey) -> None:
     with pytest.raises(ConfigurationError, match="correct the number of the database"):
         require_redis(valkey.url.replace("/0", "/4711"))

@@ -16,6 +16,7 @@ import httpx
 from api.commands.errors import CommandError, NoAnswer, Refused
 from api.commands.wording import Json, plain
 from api.local.by_hand import program, without_number
+from api.local.settings import api_address
 from api.local.stack import KEY_FILE
 from models.textfiles import read_text
 
@@ -61,10 +62,10 @@ class Target:
         try:
             return _checked_key(read_text(file).strip(), str(file))
         except FileNotFoundError:
-            hint = f"`{program()} up` writes one there; or set HEADRACE_API_KEY, or name a file with --key-file"
-            raise CommandError(
-                f"there is no API key in {plain(file)}" + ("" if self.key_file else f"; {hint}")
-            ) from None
+            said = f"there is no API key in {plain(file)}"
+            if self.key_file is None:
+                said += f"; `{program()} up` writes one there; or set HEADRACE_API_KEY, or name a file with --key-file"
+            raise CommandError(said) from None
         except ValueError:
             raise CommandError(f"there is no API key in {plain(file)}, but something else") from None
         except OSError as error:
@@ -78,7 +79,7 @@ class Api:
         self.target = target
         key, self._key_source = target.find_key()
         self._client = httpx.Client(
-            base_url=_base_url(target.url),
+            base_url=api_address(target.url),
             headers={"authorization": f"Bearer {key}", "user-agent": "headrace-cli"},
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             trust_env=not is_loopback(target.url),
@@ -145,7 +146,7 @@ class Api:
             raise CommandError(f"{self.target.url} cannot be asked: {error}") from error
 
     def _hint(self, error: httpx.TransportError) -> str:
-        """What may be missing where nothing listens on this machine."""
+        """What to do when nothing listens at an address of this machine."""
         is_away = isinstance(error, httpx.ConnectError) and is_loopback(self.target.url)
         return f" (`{program()} up` starts Headrace here)" if is_away else ""
 
@@ -203,16 +204,6 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except (httpx.InvalidURL, ValueError):
         return False
-
-
-def _base_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise CommandError(f"{url} is no address of an API: it begins with http:// or https://")
-    try:
-        httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise CommandError(f"{url} is no address of an API: {error}") from None
-    return url.rstrip("/")
 
 
 def _checked_key(key: str, source: str) -> tuple[str, str]:

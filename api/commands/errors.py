@@ -3,14 +3,15 @@
 LocalError           1, see :mod:`api.local.errors`
   CommandError       2  the command cannot be carried out as it was given
     Refused          2  the API refused it: a problem document
-  NoAnswer           3  nothing answers, or not now; the same command may succeed later
+  Unanswered         3
+    NoAnswer         3  the API does not answer, or not now; the same command may succeed later
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from api.commands.wording import Json, pairs, plain
-from api.local.errors import LocalError
+from api.local.errors import LocalError, Unanswered
 
 _USUAL = frozenset({"type", "title", "status", "detail", "code", "error", "errors", "problems", "instance"})
 
@@ -21,10 +22,8 @@ class CommandError(LocalError):
     exit_code = 2
 
 
-class NoAnswer(LocalError):
-    """Nothing answers, or not now; ``retry_after_s`` is what the API asked to wait."""
-
-    exit_code = 3
+class NoAnswer(Unanswered):
+    """The API does not answer, or not now; ``retry_after_s`` is what it asked to wait."""
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Files of requests as OpenAI's Batch API has them: each line says everything itself, so they take that way."""
+"""Files of requests in the form of OpenAI's Batch API, which are sent the way of that API."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -31,7 +31,7 @@ from api.commands.shell import (
 from api.commands.transfer import announce, check_target, upload
 from api.commands.wording import Json, plain, rows, usd
 from api.local.by_hand import program
-from models.textfiles import decode_text, read_text
+from models.textfiles import read_text
 
 
 class InputFormat(StrEnum):
@@ -130,13 +130,13 @@ def run_batch(
             return
         if not (yes or as_json):
             _ask(api, order)
-        _go(api, order, out, detach, as_json)
+        _submit_and_follow(api, order, out, detach, as_json)
 
 
 class Order:
-    """What was asked for: a file, and what the flags say of it by the fields' names in the form.
+    """A file, and the values of the flags by the names of the form's fields.
 
-    ``endpoint`` is that of a file of OpenAI's requests, which the API checks as it makes the batch.
+    ``endpoint`` is set for a file of OpenAI's requests, which the API checks when it makes the batch.
     """
 
     def __init__(self, file: Path, values: Mapping[str, object]) -> None:
@@ -145,7 +145,7 @@ class Order:
         self.endpoint = endpoint_of(file) if values["prompt"] is None else None
 
     def estimate(self, api: Api) -> Json:
-        """What it would come to; nothing is recorded. Raises Refused."""
+        """The estimated cost. Nothing is recorded. Raises Refused."""
         if self.endpoint is not None:
             raise CommandError("there is no estimate of a file of OpenAI's requests; its batch fails if they are wrong")
         console = aside()
@@ -166,7 +166,7 @@ class Order:
 
 
 def form_fields(values: Mapping[str, object]) -> dict[str, str]:
-    """The fields of an upload's form: what was not given is left out, and what is no text is JSON."""
+    """The fields of an upload's form. Values that were not given are left out; values that are not text become JSON."""
     return {
         name: value if isinstance(value, str) else orjson.dumps(value).decode()
         for name, value in values.items()
@@ -174,7 +174,7 @@ def form_fields(values: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _go(api: Api, order: Order, out: Path | None, detach: bool, as_json: bool) -> None:
+def _submit_and_follow(api: Api, order: Order, out: Path | None, detach: bool, as_json: bool) -> None:
     console = aside()
     try:
         batch = order.submit(api)
@@ -195,7 +195,7 @@ def _go(api: Api, order: Order, out: Path | None, detach: bool, as_json: bool) -
 
 
 def _ask(api: Api, order: Order) -> None:
-    """Show who sits at a terminal what it would come to, and end unless that is agreed to."""
+    """At a terminal, show the estimate and end the command unless the person agrees."""
     if order.endpoint is None and sys.stdin.isatty() and sys.stderr.isatty():
         aside().print(facts_table(estimate_facts(order.estimate(api))))
         try:
@@ -226,7 +226,7 @@ def _template(prompt: str | None, prompt_file: Path | None) -> str | None:
 
 def _json_object(file: Path) -> object:
     try:
-        parsed: object = orjson.loads(decode_text(file.read_bytes()))
+        parsed: object = orjson.loads(read_text(file))
     except orjson.JSONDecodeError as error:
         raise CommandError(f"{plain(file)} is not JSON: {error}") from None
     except ValueError as error:

@@ -61,7 +61,7 @@ def in_one_line(as_json: bool = False) -> Iterator[None]:
         yield
     except LocalError as error:
         _show(error, as_json)
-        raise typer.Exit(getattr(error, "exit_code", 1)) from None
+        raise typer.Exit(error.exit_code) from None
     except BrokenPipeError:
         raise  # the reader had enough; the command line ends quietly
     except OSError as error:
@@ -76,20 +76,21 @@ def in_one_line(as_json: bool = False) -> Iterator[None]:
 
 
 def _said(error: OSError) -> str:
-    """What the system said, and of which file, without its number."""
+    """The file and the system's message, without the number of the error."""
     if error.strerror is None:
         return str(error)
     return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def told_once(console: Console, patience_s: float) -> Callable[[str], None]:
-    """For :func:`patiently`: the first trouble is printed, and for how long it is waited; further ones are not."""
-    told: list[str] = []
+    """For :func:`patiently`: prints the first trouble and how long the command tries again, and no further ones."""
+    told = False
 
     def tell(text: str) -> None:
+        nonlocal told
         if not told:
             console.print(f"{plain(text)}; trying again for {patience_s:g} s", markup=False, soft_wrap=True)
-        told.append(text)
+        told = True
 
     return tell
 

@@ -1,4 +1,4 @@
-"""The standard streams of a command: no traceback comes of what a terminal, a pipe or a locale cannot take."""
+"""The standard streams of a command: a terminal, a pipe or a locale that cannot take the output causes no traceback."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ _NAMES = ("stdin", "stdout", "stderr")
 def prepare_streams() -> None:
     """Open streams that the caller closed, and write characters that an encoding lacks in an escaped form.
 
-    A closed descriptor would be given to the next file or connection. What is written to a closed output fails, as it
-    would have; what is read from a closed input has ended.
+    Without this the next file or connection gets the number of a closed descriptor. Writing to a closed output still
+    fails, and a closed input reads as empty.
     """
     for number, name in enumerate(_NAMES):
         if getattr(sys, name) is None:
@@ -30,14 +30,14 @@ def read_input() -> bytes:
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """See at the end that what was printed has left this process; the exit code is 1 where it could not.
+    """Flush the output at the end of a command; when that fails, end with 1.
 
-    A reader that had enough (``| head -1``) is not told of; a full disk is.
+    A full disk is reported in one line. A reader that has closed its pipe (``| head -1``) is not.
     """
     failed: OSError | None = None
     try:
         yield
-    except OSError as error:  # what is written before a command begins, such as its help
+    except OSError as error:  # written before a command starts, such as its help
         failed = error
     finally:
         problem = _flush(sys.stdout) or failed
@@ -61,7 +61,7 @@ def _flush(stream: TextIO) -> OSError | None:
 
 
 def _open_closed(number: int) -> TextIO:
-    """A stream that takes the place of a closed one: nothing can be read from it, or written to it."""
+    """A stream in place of a closed one: it reads as empty, and writing to it fails."""
     mode = os.O_WRONLY if number == 2 else os.O_RDONLY
     descriptor = os.open(os.devnull, mode)
     if descriptor != number:

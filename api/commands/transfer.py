@@ -66,13 +66,13 @@ def upload(
 
 
 def announce(path: Path, console: Console) -> None:
-    """Say that a file is sent, where no bar shows it. Raises OSError."""
+    """Say that a file is sent, unless a terminal shows a progress bar. Raises OSError."""
     if not console.is_terminal:
         console.print(f"sending {plain(path)} ({size(path.stat().st_size)})", soft_wrap=True, markup=False)
 
 
 def _sendable(name: str) -> str:
-    """A file's name as text: a name is bytes, and may be no UTF-8."""
+    """A file's name as text: a name is bytes, and they may not be UTF-8."""
     return os.fsencode(name).decode(errors="replace")
 
 

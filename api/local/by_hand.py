@@ -33,7 +33,7 @@ def batch_commands(cells: Sequence[str], template: str) -> list[str]:
 
 
 def program() -> str:
-    """How this command line was started, as a person in the current directory can start it again."""
+    """The command that started this process, as a person in the current directory can type it again."""
     started = Path(sys.argv[0])
     if started.suffix == ".py":  # python -m api.cli
         return shlex.join([sys.orig_argv[0], "-m", "api.cli"])
@@ -44,7 +44,7 @@ def program() -> str:
 
 
 def without_number(error: object) -> str:
-    """What the system said, without the number of its error."""
+    """The system's message, without the number of the error."""
     return re.sub(r"^\[Errno -?\d+\] ", "", str(error))
 
 

@@ -1,4 +1,4 @@
-"""What Postgres refuses to the commands that use it directly, as sentences for who typed them."""
+"""Errors of Postgres as sentences for the person who typed a command that uses it directly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ _ADVICE = {
 
 @contextmanager
 def database_errors_as_sentences(url: str) -> Iterator[None]:
-    """Raise LocalError, with its exit code, in place of the errors of SQLAlchemy and ConfigurationError."""
+    """Raise a LocalError, which has an exit code, in place of ConfigurationError and SQLAlchemy's errors."""
     try:
         yield
     except ConfigurationError as error:
@@ -37,16 +37,14 @@ def database_errors_as_sentences(url: str) -> Iterator[None]:
 
 
 def _sentence(error: DBAPIError, url: str) -> LocalError:
-    never = why_never(error) if getattr(error.orig, "sqlstate", None) is None else None
-    if never is not None:
+    said, sqlstate = refusal(error), getattr(error.orig, "sqlstate", None)
+    if sqlstate is None and (never := why_never(error)) is not None:
         return SettingsError(never)
-    said = refusal(error)
-    failure = classify(error)
-    if failure in _AWAY:
+    if classify(error) in _AWAY:
         return Unanswered(f"no answer from Postgres at {_place(url)}: {said}")
-    advice = _ADVICE.get(getattr(error.orig, "sqlstate", None) or "")
-    kind = SettingsError if advice else LocalError
-    return kind(f"Postgres refused: {said}" + (f"; {advice.format(program=program())}" if advice else ""))
+    if sqlstate in _ADVICE:
+        return SettingsError(f"Postgres refused: {said}; {_ADVICE[sqlstate].format(program=program())}")
+    return LocalError(f"Postgres refused: {said}")
 
 
 def _place(url: str) -> str:

@@ -4,7 +4,7 @@ traceback. The numbers are the exit codes.
 LocalError           1  something the user can put right: a port, a directory, a missing package
   StartError         1  a process did not come up; carries the last lines that it wrote
   SettingsError      2  a setting, or a file that one names, cannot be used
-  Unanswered         3  Postgres or the API does not answer; the same command may succeed later
+  Unanswered         3  Postgres or the API does not answer, or not now; the same command may succeed later
   Stopped          130  a signal ended the command before it had done its work
 Interrupted             a signal asked to stop; not an error
 """

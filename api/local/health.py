@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from api.local.by_hand import program, without_number
-from api.local.errors import LocalError, SettingsError, Unanswered
+from api.local.errors import LocalError, Unanswered
+from api.local.settings import api_address
 
 TIMEOUT_S = 10.0
 
@@ -17,16 +18,11 @@ def show_health(url: str, console: Console) -> bool:
 
     Raises LocalError when nothing answers, or something that is not Headrace.
     """
-    try:
-        httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise SettingsError(f"{url} is no address of an API: {error}") from None
+    address = api_address(url)
     try:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
-            response = client.get(f"{url.rstrip('/')}/health")
+            response = client.get(f"{address}/health")
         body = response.json()
-    except httpx.UnsupportedProtocol:
-        raise SettingsError(f"{url} is no address of an API: it begins with http:// or https://") from None
     except httpx.TransportError as error:
         raise Unanswered(
             f"nothing answers at {url}: {without_number(error)}; `{program()} up` starts Headrace here"

@@ -9,7 +9,6 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import httpx
-from pydantic import ValidationError
 
 from api.local.errors import LocalError, SettingsError
 from api.local.housing import make_data_directory
@@ -23,7 +22,7 @@ from api.local.supervisor import ProcessSpec, Supervisor
 from api.local.valkey import EmbeddedValkey
 from models.catalog import Catalog, Pool, read_catalog, select_optional
 from models.errors import ConfigurationError
-from models.settings import CatalogSettings
+from models.settings import CatalogSettings, read_settings
 from models.sources import installed_optional_llms
 
 LOOPBACK = "127.0.0.1"
@@ -100,18 +99,18 @@ def running_stack(
     Raises LocalError when something cannot start, and Interrupted when a signal asks to stop before that.
     """
     catalog, chosen = _catalog(environment, progress)
-    given = {name: url for name in SERVERS if (url := url_of(environment, name)) is not None}
+    missing = [name for name in SERVERS if url_of(environment, name) is None]
     ports = _choose_ports(options)
     data_dir = make_data_directory(options.data_dir)
     with ExitStack() as cleanup:
         lock = DirectoryLock(data_dir / "headrace.lock")
         lock.acquire()
         cleanup.callback(lock.release)
-        servers = {name: kind(data_dir) for name, kind in SERVERS.items() if name not in given}
+        servers = {name: SERVERS[name](data_dir) for name in missing}
         for server in servers.values():
             cleanup.callback(server.close)
         supervisor = cleanup.enter_context(Supervisor(data_dir / "logs", show))
-        env = {**environment, **given, **chosen, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+        env = {**environment, **chosen, "HEADRACE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
         env |= _start_servers(servers, supervisor, progress)
         progress("migrating the database")
         supervisor.complete(_provision(data_dir / KEY_FILE, env))
@@ -158,14 +157,12 @@ def _catalog(environment: Environment, progress: Callable[[str], None]) -> tuple
     """
     given = {"catalog": environment.get("HEADRACE_CATALOG"), "optional_llms": environment.get(OPTIONAL_LLMS, "")}
     try:
-        settings = CatalogSettings.model_validate(given)  # of the processes' environment, not this one's
+        settings = read_settings(CatalogSettings, given)  # of the processes' environment, not this one's
         whole = read_catalog(settings.catalog)
         optional = list(settings.optional_llms)
         if OPTIONAL_LLMS not in environment:
             optional = installed_optional_llms(whole)
         catalog = select_optional(whole, optional)
-    except ValidationError as error:
-        raise SettingsError(f"HEADRACE_CATALOG: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     except ConfigurationError as error:
         raise SettingsError(str(error)) from error
     if left_out := whole.llms.keys() - catalog.llms.keys():

@@ -4,12 +4,13 @@ Each is explained on 200,000 jobs that Postgres has not counted yet, and again a
 """
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from uuid import UUID
 
-import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from benchmarks.snapshot import open_snapshot
 from models.attempt import CLAIM, RESCUE, SELECT_STILL_HELD
 from models.database import create_engine, dump_json, fetch_all
 from models.dispatch import DISPATCH, UNDISPATCH_STALE
@@ -142,33 +143,16 @@ async def test_pages_of_a_batch_by_status_have_every_job_once(database: Database
 async def test_beside_an_open_transaction_statements_do_not_read_what_finished_since(
     database: Database, engine: AsyncEngine
 ) -> None:
-    database.rows("ALTER TABLE jobs SET (autovacuum_enabled = false)")
-    insert = (
-        "INSERT INTO jobs (id, tenant_id, model, route, tier, queue, request, expires_at)"
-        " SELECT uuidv7(), %s, 'echo', '{echo}', 'mock', 'mock', '{}', now() + interval '1 day'"
-        " FROM generate_series(1, %s)"
-    )
     worker_id = new_id()
-    with psycopg.connect(database.url.replace("+psycopg", "")) as connection:
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        connection.execute("SELECT FROM jobs LIMIT 1")
-        database.rows(insert, *(database.tenant_id, 30_000))
-        database.rows("UPDATE jobs SET dispatched_at = now()")
-        database.rows("UPDATE jobs SET status = 'in_progress', worker_id = %s", worker_id)
-        database.rows("UPDATE jobs SET status = 'completed', finished_at = now(), worker_id = NULL")
-        since = database.value("SELECT now()")
-        database.rows(insert, *(database.tenant_id, 20))
-        ids = [row["id"] for row in database.rows("SELECT id FROM jobs WHERE finished_at IS NULL ORDER BY id")]
-        database.rows("VACUUM ANALYZE jobs")
-
+    with open_snapshot(database.url):
+        since, ids = finish_many_and_submit_some(database, worker_id)
         choice = {"tenants": [database.tenant_id], "priorities": [1], "since": [since], "weights": [1]}
         choice |= {"published": [0], "served": [0.0], "most": [10], "queue": "mock", "rows": False, "room": 10}
-        stale = {"queue": "mock", "since": since, "stale_s": 1.0}
         offers = dump_json([{"job_id": job_id, "attempt_id": new_id()} for job_id in ids])
         unbooked: dict[str, object] = {"orphans": False, "after": None, "grace_s": 60.0, "free": [], "limit": 50}
         for statement, params in (
             (DISPATCH, choice),
-            (UNDISPATCH_STALE, stale),
+            (UNDISPATCH_STALE, {"queue": "mock", "since": since, "stale_s": 1.0}),
             (CLAIM, {"rows": offers, "worker_id": worker_id, "providers": "{}", "local_queues": []}),
             (SELECT_STILL_HELD, {"job_ids": ids, "worker_id": worker_id}),
             (EXPIRE_JOBS, EXPIRE),
@@ -176,3 +160,22 @@ async def test_beside_an_open_transaction_statements_do_not_read_what_finished_s
         ):
             plan = await explain(engine, statement, params)
             assert pages_read(plan) < 600, (statement, scans(plan, "jobs"))
+
+
+def finish_many_and_submit_some(database: Database, worker_id: UUID) -> tuple[datetime, list[UUID]]:
+    """30,000 jobs that live and end, then 20 that wait: when these were submitted, and their ids."""
+    insert = (
+        "INSERT INTO jobs (id, tenant_id, model, route, tier, queue, request, expires_at)"
+        " SELECT uuidv7(), %s, 'echo', '{echo}', 'mock', 'mock', '{}', now() + interval '1 day'"
+        " FROM generate_series(1, %s)"
+    )
+    database.rows("ALTER TABLE jobs SET (autovacuum_enabled = false)")
+    database.rows(insert, *(database.tenant_id, 30_000))
+    database.rows("UPDATE jobs SET dispatched_at = now()")
+    database.rows("UPDATE jobs SET status = 'in_progress', worker_id = %s", worker_id)
+    database.rows("UPDATE jobs SET status = 'completed', finished_at = now(), worker_id = NULL")
+    since = database.value("SELECT now()")
+    database.rows(insert, *(database.tenant_id, 20))
+    ids = [row["id"] for row in database.rows("SELECT id FROM jobs WHERE finished_at IS NULL ORDER BY id")]
+    database.rows("VACUUM ANALYZE jobs")
+    return since, ids

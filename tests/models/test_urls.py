@@ -8,55 +8,32 @@ from sqlalchemy import create_engine, make_url
 
 from models.urls import POSTGRES_PARAMETERS, REDIS_PARAMETERS, postgres_url, redis_url
 
+USER = {"host": "h", "user": "u", "password": "p", "dbname": "db"}
 POSTGRES = {
-    "Heroku's (simonw/db-to-sqlite#34, apache/airflow#24569)": (
-        "postgres://u:p@h:5432/db",
-        {"host": "h", "port": 5432, "user": "u", "password": "p", "dbname": "db"},
-    ),
+    "Heroku's (simonw/db-to-sqlite#34, apache/airflow#24569)": ("postgres://u:p@h:5432/db", USER | {"port": 5432}),
     "the manual's": ("postgresql://u@h/db", {"host": "h", "user": "u", "dbname": "db"}),
-    "with the driver": ("postgresql+psycopg://u:p@h/db", {"host": "h", "user": "u", "password": "p", "dbname": "db"}),
+    "with the driver": ("postgresql+psycopg://u:p@h/db", USER),
     "JDBC's": ("jdbc:postgresql://h:1/db?user=u", {"host": "h", "port": 1, "user": "u", "dbname": "db"}),
-    "a line end from a secret's file": (
-        "postgres://u:p@h/db\r\n",
-        {"host": "h", "user": "u", "password": "p", "dbname": "db"},
-    ),
-    "a password as it is": (
-        "postgresql://u:p@ss/w#rd?%+@h/db",
-        {"host": "h", "user": "u", "password": "p@ss/w#rd?%+", "dbname": "db"},
-    ),
+    "a line end from a secret's file": ("postgres://u:p@h/db\r\n", USER),
+    "a password as it is": ("postgresql://u:p@ss/w#rd?%+@h/db", USER | {"password": "p@ss/w#rd?%+"}),
     "a password encoded (sqlalchemy/alembic#1279, cgwire/zou#1061)": (
         "postgresql://u:p%40ss%2Fw%23rd%3F%25%3D@h/db",
-        {"host": "h", "user": "u", "password": "p@ss/w#rd?%=", "dbname": "db"},
+        USER | {"password": "p@ss/w#rd?%="},
     ),
-    "a password like parameters": (
-        "postgresql://u:12?x=y@h/db",
-        {"host": "h", "user": "u", "password": "12?x=y", "dbname": "db"},
-    ),
-    "Azure's user": (
-        "postgresql://u@server:p@h/db",
-        {"host": "h", "user": "u@server", "password": "p", "dbname": "db"},
-    ),
+    "a password like parameters": ("postgresql://u:12?x=y@h/db", USER | {"password": "12?x=y"}),
+    "Azure's user": ("postgresql://u@server:p@h/db", USER | {"user": "u@server"}),
     "an @ in a parameter": ("postgresql://h/db?user=u@server", {"host": "h", "user": "u@server", "dbname": "db"}),
     "TLS": (
         "postgres://u:p@h/db?sslmode=verify-full&sslrootcert=/etc/ca%20s.pem",
-        {
-            "host": "h",
-            "user": "u",
-            "password": "p",
-            "dbname": "db",
-            "sslmode": "verify-full",
-            "sslrootcert": "/etc/ca s.pem",
-        },
+        USER | {"sslmode": "verify-full", "sslrootcert": "/etc/ca s.pem"},
     ),
     "Neon's": (
         "postgresql://u:p@ep-1.neon.tech/db?sslmode=require&channel_binding=require",
-        {"host": "ep-1.neon.tech", "user": "u", "password": "p", "dbname": "db", "sslmode": "require"}
-        | {"channel_binding": "require"},
+        USER | {"host": "ep-1.neon.tech", "sslmode": "require", "channel_binding": "require"},
     ),
     "several hosts": (
         "postgresql://u:p@h1:1,h2/db?target_session_attrs=read-write",
-        {"host": "h1,h2", "port": "1,5432", "user": "u", "password": "p", "dbname": "db"}
-        | {"target_session_attrs": "read-write"},
+        USER | {"host": "h1,h2", "port": "1,5432", "target_session_attrs": "read-write"},
     ),
     "IPv6": ("postgresql://u@[::1]:5/db", {"host": "::1", "port": 5, "user": "u", "dbname": "db"}),
     "several of IPv6": ("postgresql://[::1]:5,[::2]/db", {"host": "::1,::2", "port": "5,5432", "dbname": "db"}),
@@ -84,7 +61,7 @@ NOT_POSTGRES = {
     "HTTP": ("https://h/db", "https:// is not a URL of Postgres"),
     "asyncpg": ("postgresql+asyncpg://u:p@h/db", "the driver asyncpg is not used here; write postgresql://"),
     "psycopg2": ("postgresql+psycopg2://u:p@h/db", "the driver psycopg2 is not used here"),
-    "a port that is no number": ("postgresql://u:p@h:port/db", "it cannot be read"),
+    "a port that is not a number": ("postgresql://u:p@h:port/db", "it cannot be read"),
     "a placeholder": ("postgresql://u:p@<host>/db", None),
     "asyncpg's TLS": ("postgresql://u:p@h/db?ssl=require", "'ssl' here; write sslmode=require"),
     "Prisma's schema": ("postgresql://u:p@h/db?schema=public", "'schema' here; leave it out"),
@@ -113,7 +90,7 @@ REDIS = {
     "Valkey's TLS": ("valkeys://h/0", {"host": "h", "db": 0, "ssl_cert_reqs": "required"}),
     "Heroku's TLS": (
         "rediss://:p@h:2?ssl_cert_reqs=CERT_NONE",
-        {"host": "h", "port": 2, "password": "p", "db": 0} | {"ssl_cert_reqs": "none"},
+        {"host": "h", "port": 2, "password": "p", "db": 0, "ssl_cert_reqs": "none"},
     ),
     "an authority of one's own": (
         "rediss://h/0?ssl_ca_certs=/etc/ca.pem",
@@ -130,7 +107,7 @@ NOT_REDIS = {
     "TLS without its scheme": ("redis://h/0?ssl_cert_reqs=none", "ssl_cert_reqs needs TLS: write rediss://"),
     "Railway's": ("redis://h/0?family=0", "there is no parameter 'family' here"),
     "Postgres": ("postgres://h/0", "postgres:// is not a URL of Redis"),
-    "a port that is no number": ("redis://h:port/0", "it cannot be read"),
+    "a port that is not a number": ("redis://h:port/0", "it cannot be read"),
     "quotation marks": ("'redis://h'", "begins with a quotation mark"),
 }
 
@@ -145,7 +122,7 @@ def test_a_url_of_postgres_reaches_psycopg_as_it_is_meant(given: str, meant: dic
 
 
 @pytest.mark.parametrize(("given", "sentence"), NOT_POSTGRES.values(), ids=NOT_POSTGRES)
-def test_what_is_no_url_of_postgres_is_refused_in_a_sentence(given: str, sentence: str | None) -> None:
+def test_a_value_that_is_not_a_url_of_postgres_is_refused_in_a_sentence(given: str, sentence: str | None) -> None:
     if sentence is None:  # it may be a host's name: the connection tells
         postgres_url(given)
         return
@@ -172,7 +149,7 @@ def test_a_url_of_redis_reaches_both_libraries_as_it_is_meant(given: str, meant:
 
 
 @pytest.mark.parametrize(("given", "sentence"), NOT_REDIS.values(), ids=NOT_REDIS)
-def test_what_is_no_url_of_redis_is_refused_in_a_sentence(given: str, sentence: str) -> None:
+def test_a_value_that_is_not_a_url_of_redis_is_refused_in_a_sentence(given: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         redis_url(given)
     assert "\n" not in str(caught.value)

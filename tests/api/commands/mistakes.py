@@ -1,4 +1,4 @@
-"""What people get wrong at the command line, what they are told, and the exit code.
+"""Mistakes at the command line, what the command says, and its exit code.
 
 ``python -m tests.api.commands.mistakes`` writes docs/command-line.md from this table, and ``test_mistakes.py`` makes
 each mistake. Sources are public reports about similar programs. In ``says`` three dots stand for any text.
@@ -17,7 +17,7 @@ RUN = ("batch", "run", "rows.csv")
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake: the command, with its environment, its files and its input, and what comes of it."""
+    """One mistake: the command with its environment, files and input, what it says, and its exit code."""
 
     what: str
     argv: Sequence[str]
@@ -32,13 +32,21 @@ def _database(what: str, url: str, says: str, code: int = 2, command: str = "mig
     return Mistake(what, command.split(), says, code, {"HEADRACE_DATABASE_URL": url})
 
 
+def _catalog(what: str, content: bytes, says: str) -> Mistake:
+    return Mistake(what, ("up",), says, env={"HEADRACE_CATALOG": "{dir}/c.toml"}, files={"c.toml": content})
+
+
+def _run(what: str, flags: str, says: str, **files: bytes) -> Mistake:
+    return Mistake(what, (*RUN, *flags.split()), says, env=KEY, files={**SHEET, **files})
+
+
 _READ = "HEADRACE_DATABASE_URL: "
 
 URLS = (
     Mistake("no database is named", ("migrate",), "set HEADRACE_DATABASE_URL; `headrace up` has a database of its own"),
     _database("the variable is empty", "", "set HEADRACE_DATABASE_URL; `headrace up` has a database of its own"),
     _database(
-        "it is no URL", "nonsense", f"{_READ}it is not a URL; expected postgresql://user:password@host:port/name"
+        "it is not a URL", "nonsense", f"{_READ}it is not a URL; expected postgresql://user:password@host:port/name"
     ),
     _database(
         "it has quotation marks, as Docker's env files keep them",
@@ -56,7 +64,7 @@ URLS = (
         "postgres://h/db?ssl=true",
         f"{_READ}there is no parameter 'ssl' here; write sslmode=require...",
     ),
-    _database("its port is no number", "postgres://u:p@h:port/db", f"{_READ}it cannot be read: expected ..."),
+    _database("its port is not a number", "postgres://u:p@h:port/db", f"{_READ}it cannot be read: expected ..."),
     _database(
         "nothing listens there",
         "postgres://127.0.0.1:9/db",
@@ -159,26 +167,16 @@ FILES = (
         "cannot read the catalogue {dir}: Is a directory",
         env={"HEADRACE_CATALOG": "{dir}"},
     ),
-    Mistake(
-        "the catalogue is no TOML",
-        ("up",),
-        "{dir}/c.toml is not valid TOML: ...(at line 1, column 3)",
-        env={"HEADRACE_CATALOG": "{dir}/c.toml"},
-        files={"c.toml": b"x y"},
-    ),
-    Mistake(
+    _catalog("the catalogue is not TOML", b"x y", "{dir}/c.toml is not valid TOML: ...(at line 1, column 3)"),
+    _catalog(
         "the catalogue is not UTF-8",
-        ("up",),
+        b"#\xe9",
         "{dir}/c.toml is not valid TOML: it is not UTF-8: byte 1 cannot be decoded; save it as UTF-8",
-        env={"HEADRACE_CATALOG": "{dir}/c.toml"},
-        files={"c.toml": b"#\xe9"},
     ),
-    Mistake(
-        "the catalogue has a key that there is not",
-        ("up",),
+    _catalog(
+        "the catalogue has an unknown key",
+        b"colour = 1",
         "{dir}/c.toml: ...colour: Extra inputs are not permitted...",
-        env={"HEADRACE_CATALOG": "{dir}/c.toml"},
-        files={"c.toml": b"colour = 1"},
     ),
     Mistake(
         "the catalogue has no such plan",
@@ -207,7 +205,7 @@ FILES = (
         files=SHEET,
     ),
     Mistake(
-        "a store that is named is no URL",
+        "the URL of a store has a form that is not supported",
         ("up",),
         "HEADRACE_REDIS_URL: sockets are not supported for Redis; expected redis://:password@host:port/0",
         env={"HEADRACE_REDIS_URL": "unix:///x"},
@@ -232,47 +230,25 @@ FILES = (
         "there is no API key in key, but something else",
         files={"key": b"\xff\x00\x01"},
     ),
-    Mistake(
+    _run(
         "the prompt file is not UTF-8",
-        (*RUN, "--prompt-file", "p"),
+        "--prompt-file p",
         "p: it is not UTF-8: byte 3 cannot be decoded; save it as UTF-8",
-        env=KEY,
-        files={**SHEET, "p": b"caf\xe9"},
+        p=b"caf\xe9",
     ),
-    Mistake(
+    _run(
         "both a prompt and a file of one",
-        (*RUN, "--prompt", "x", "--prompt-file", "p"),
+        "--prompt x --prompt-file p",
         "give one of --prompt and --prompt-file",
-        env=KEY,
-        files={**SHEET, "p": b"x"},
+        p=b"x",
     ),
-    Mistake(
-        "the answers' form is no JSON",
-        (*RUN, "--prompt", "x", "--response-format", "f"),
-        "f is not JSON: ...",
-        env=KEY,
-        files={**SHEET, "f": b"{"},
-    ),
-    Mistake(
-        "metadata without a value",
-        (*RUN, "--prompt", "x", "--metadata", "a"),
-        "--metadata takes KEY=VALUE, not 'a'",
-        env=KEY,
-        files=SHEET,
-    ),
-    Mistake(
-        "the results have no directory",
-        (*RUN, "--prompt", "x", "-o", "nowhere/out.csv"),
-        "the directory nowhere does not exist",
-        env=KEY,
-        files=SHEET,
-    ),
-    Mistake(
+    _run("the answers' form is not JSON", "--prompt x --response-format f", "f is not JSON: ...", f=b"{"),
+    _run("metadata without a value", "--prompt x --metadata a", "--metadata takes KEY=VALUE, not 'a'"),
+    _run("the results have no directory", "--prompt x -o nowhere/out.csv", "the directory nowhere does not exist"),
+    _run(
         "the results would replace the rows",
-        (*RUN, "--prompt", "x", "-o", "rows.csv"),
+        "--prompt x -o rows.csv",
         "rows.csv is the file to be read; the results need another",
-        env=KEY,
-        files=SHEET,
     ),
     Mistake("the standard input is empty", ("submit", "-"), "the prompt is empty", env=KEY),
     Mistake(
@@ -283,18 +259,23 @@ FILES = (
         stdin=b"a\xff\xfe",
     ),
     Mistake(
-        "the API's address is no URL",
+        "the API's address is not a URL",
         ("usage", "--url", "localhost:8000"),
         "localhost:8000 is no address of an API: it begins with http:// or https://",
         env=KEY,
     ),
     Mistake(
-        "the API's address is no URL",
+        "the API's address is not a URL",
         ("health", "--url", "localhost:8000"),
         "localhost:8000 is no address of an API: it begins with http:// or https://",
     ),
     Mistake(
-        "the API's port is no number",
+        "the API's address has no host",
+        ("health", "--url", "http://"),
+        "http:// is no address of an API: it has no host",
+    ),
+    Mistake(
+        "the API's port is not a number",
         ("usage", "--url", "http://h:port"),
         "http://h:port is no address of an API: ...",
         env=KEY,
@@ -337,10 +318,10 @@ USAGE = (
 _EXIT_CODES = """\
 | code | |
 |---|---|
-| 0 | done; of a batch, every row completed |
-| 1 | the job or some rows failed, or something here is in the way: a directory, a port, a full disk |
-| 2 | the command cannot be carried out as it was given: a flag, a file, a setting, or the API refused it |
-| 3 | nothing answers, or not now; the same command may succeed later |
+| 0 | success; for a batch, every row completed |
+| 1 | the job or some rows failed, or this machine is the problem: a directory, a port, a full disk |
+| 2 | the command must be changed: a flag, a file or a setting is wrong, or the API refused the request |
+| 3 | the API or Postgres does not answer; the same command may succeed later |
 | 130 | Ctrl-C |
 """
 
@@ -348,11 +329,13 @@ _EXIT_CODES = """\
 _INTRODUCTION = """\
 # The command line
 
-`headrace --help` lists the commands, and `--help` after each of them its flags. What goes wrong is one line on the
-standard error, without a traceback, and an exit code. Only results go to the standard output. A reader that has had
-enough (`| head -1`) ends a command quietly. A character that a terminal's encoding lacks is shown escaped
-(`\\U0001f600`). Files that people write (a catalogue, a key, a prompt) are read as UTF-8 with or without a byte order
-mark, as UTF-16 with one, and with the line ends of any system.
+`headrace --help` lists the commands; `headrace COMMAND --help` lists the flags of one. `make` installs the command as
+`.venv/bin/headrace`.
+
+An error is one line on the standard error, without a traceback, and an exit code. Only results go to the standard
+output. When the reader of a pipe closes it (`| head -1`), the command ends without an error message. A character that
+a terminal's encoding lacks is shown escaped (`\\U0001f600`). Files that people write (a catalogue, a key, a prompt) are
+read as UTF-8 with or without a byte order mark, as UTF-16 with one, and with the line ends of any system.
 """
 
 
@@ -363,12 +346,12 @@ def document() -> str:
         "## Exit codes",
         "",
         _EXIT_CODES,
-        "API, relay and workers wait for a Postgres or Redis that is away. Where waiting cannot help (a wrong",
+        "API, relay and workers wait for a Postgres or Redis that does not answer. When waiting cannot help (a wrong",
         "password, a URL or a setting that cannot be read) they end with one line and the code 78, `EX_CONFIG`.",
         "",
         "## Mistakes",
         "",
-        "A test makes each of them.",
+        "A test makes each of these. `...` stands for any text.",
         "",
         "| mistake | command | says | code |",
         "|---|---|---|---|",
